@@ -1,0 +1,140 @@
+"""The bookkeeping tables `stsync_*` and their portable definition; every node has all of them, whatever its role."""
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
+from sqlalchemy.dialects import mysql
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+_Long = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+_Blob = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"}
+
+metadata = MetaData()
+
+
+def _name(name: str, **options: bool) -> "Column[str]":
+    return Column(name, String(255).with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"), **options)
+
+
+# Changes not yet sequenced. Written by triggers and programs, emptied by the relay. No index but its key (DESIGN §10).
+outbox = Table(
+    "stsync_outbox",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    _name("table_name", nullable=False),
+    Column("kind", String(1), nullable=False),
+    Column("columns_json", _Long, nullable=False),
+    Column("rows_json", _Long, nullable=False),
+    Column("row_count", Integer, nullable=False, server_default=text("1")),
+    Column("canonical", Integer, nullable=False, server_default=text("0")),
+    **_OPTIONS,
+)
+# Outbox rows that are no change anybody could apply: kept, counted, shown, never published.
+rejected = Table(
+    "stsync_rejected",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    _name("table_name", nullable=False),
+    Column("kind", String(1), nullable=False),
+    Column("columns_json", _Long, nullable=False),
+    Column("rows_json", _Long, nullable=False),
+    Column("reason", _Long, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    **_OPTIONS,
+)
+# The sequenced, signed batches, byte for byte as published.
+journal = Table(
+    "stsync_journal",
+    metadata,
+    Column("sequence", _Id, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("message", _Blob, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    **_OPTIONS,
+)
+# One row: who this node is and where it stands. A primary's position is its head, a secondary's what it applied.
+node = Table(
+    "stsync_node",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    _name("name", nullable=False),
+    _name("cluster", nullable=False),
+    Column("role", String(16), nullable=False),
+    _name("primary_name", nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("published", BigInteger, nullable=False),
+    Column("head_epoch", BigInteger, nullable=False),
+    Column("head_sequence", BigInteger, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("reason", _Long),
+    Column("lag_ms", Float),
+    Column("numbered", BigInteger, nullable=False),
+    Column("heard_ms", BigInteger, nullable=False),
+    Column("installed_ms", BigInteger, nullable=False),
+    _name("version", nullable=False),
+    Column("last_full_sync_ms", BigInteger),
+    **_OPTIONS,
+)
+# What the secondaries reported, as the primary heard it.
+reports = Table(
+    "stsync_reports",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("lag_ms", Float),
+    Column("last_full_sync", String(40)),
+    Column("reason", _Long),
+    Column("refused_json", _Long, nullable=False),
+    Column("heard_ms", BigInteger, nullable=False),
+    **_OPTIONS,
+)
+# Changes that could not be applied here (TRAPS 29).
+quarantine = Table(
+    "stsync_quarantine",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    _name("table_name", nullable=False),
+    Column("kind", String(1), nullable=False),
+    Column("columns_json", _Long, nullable=False),
+    Column("key_json", _Long, nullable=False),
+    Column("row_json", _Long, nullable=False),
+    Column("reason", _Long, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("first_ms", BigInteger, nullable=False),
+    Column("last_ms", BigInteger, nullable=False),
+    Column("requested", Integer, nullable=False, server_default=text("0")),
+    Index("stsync_quarantine_table", "table_name"),
+    **_OPTIONS,
+)
+# Messages that were refused, by kind and source (TRAPS 34).
+refusals = Table(
+    "stsync_refusals",
+    metadata,
+    Column("kind", String(32), primary_key=True),
+    Column("source", String(63), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("last_ms", BigInteger, nullable=False),
+    Column("text", _Long, nullable=False),
+    **_OPTIONS,
+)
+# What was captured when triggers were installed, to notice a later change of the schema (TRAPS 6).
+captured = Table(
+    "stsync_captured",
+    metadata,
+    Column("table_name", String(191), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("triggers", String(64), nullable=False),
+    **_OPTIONS,
+)
+# SQLite only: holds a row while this transaction replays (TRAPS 5).
+replaying = Table("stsync_replaying", metadata, Column("id", Integer, primary_key=True), **_OPTIONS)

@@ -1,0 +1,38 @@
+"""Which tables this node synchronizes: its list, matched with its database."""
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from common.database import Database
+from common.dialects.base import run
+from common.errors import Misconfigured
+from common.lists import TABLES_FILE, read_tables, resolve
+from common.schema import ListedTable
+from common.settings import Settings
+
+
+def listed_tables(database: Database, connection: Connection, settings: Settings) -> dict[str, ListedTable]:
+    """The tables that the node's list selects in its database, each row filter tried; raises Misconfigured."""
+    rules = read_tables(settings.node.home)
+    source = str(settings.node.home / TABLES_FILE)
+    tables = database.dialect.tables(connection)
+    listed = resolve(rules, tables, database.dialect.same_name, source)
+    lines = {name: rule.line for rule in rules for name in listed if database.dialect.same_name(rule.pattern, name)}
+    for table in listed.values():
+        if table.where:
+            _try_filter(connection, table, f"{source}:{lines.get(table.name, '?')}")
+    return listed
+
+
+def _try_filter(connection: Connection, table: ListedTable, where: str) -> None:
+    preparer = connection.dialect.identifier_preparer
+    names = ", ".join(preparer.quote_identifier(column.name) for column in table.columns)
+    from_ = preparer.quote_identifier(table.name)
+    nested = connection.begin_nested()
+    try:
+        run(connection, f"SELECT 1 FROM (SELECT {names} FROM {from_}) f WHERE ({table.where}) LIMIT 0")  # noqa: S608
+    except DBAPIError as exc:
+        reason = str(exc.orig).strip().split("\n")[0]
+        raise Misconfigured(f'{where}: where="{table.where}" cannot be used: {reason} (excluded columns cannot be used)') from exc
+    finally:
+        nested.rollback()

@@ -1,0 +1,315 @@
+"""What every database dialect gives, and the SQL that PostgreSQL and MariaDB share for replaying whole frames."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+from sqlalchemy.engine import URL, Connection, Engine
+
+from common.changes import SEPARATOR
+from common.errors import NotApplicable, StsyncError
+from common.schema import Column, ListedTable, Table
+
+OUTBOX_COLUMNS = ("table_name", "kind", "columns_json", "rows_json", "row_count", "canonical")
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """One trigger (or the function behind it): the statements that make and remove it."""
+
+    name: str
+    table: str
+    create: tuple[str, ...]
+    drop: tuple[str, ...]
+
+
+class Cursor(Protocol):
+    """The part of a DBAPI cursor that replay uses."""
+
+    @property
+    def rowcount(self) -> int:
+        """Rows matched by the last statement."""
+
+    def execute(self, operation: str, parameters: Any = ..., /) -> Any:
+        """Run one statement."""
+
+    def executemany(self, operation: str, parameters: Any, /) -> Any:
+        """Run one statement for each set of parameters."""
+
+    def fetchall(self) -> Any:
+        """The rows of the last statement."""
+
+
+class TableWriter(Protocol):
+    """Applies rows of one table and one set of columns; every method returns the number of rows it found or wrote.
+
+    `rows` is the JSON text of changes.Frame. A driver's exception passes through: `Dialect.translate` knows it.
+    """
+
+    def insert(self, cursor: Cursor, rows: str) -> int:
+        """Insert rows that are not there; a row with the same key or unique value is an error."""
+
+    def update(self, cursor: Cursor, rows: str) -> int:
+        """Set the columns of the rows with these keys; rows that are missing are not an error and not counted."""
+
+    def insert_missing(self, cursor: Cursor, rows: str) -> int:
+        """Insert those of the rows whose key is not there."""
+
+    def delete(self, cursor: Cursor, keys: str) -> int:
+        """Delete the rows with these keys (rows of a `delete` frame)."""
+
+    def rekey(self, cursor: Cursor, row: str) -> int:
+        """Give one row another key and its new values (one row of a `rekey` frame)."""
+
+
+class CaptureDialect(Protocol):
+    """What `install` needs: the database's tables, and triggers as SQL."""
+
+    def tables(self, connection: Connection) -> dict[str, Table]:
+        """Every table of the default schema but the bookkeeping ones."""
+
+    def same_name(self, left: str, right: str) -> bool:
+        """Whether two names mean the same table, as the database compares them."""
+
+    def triggers(self, table: ListedTable) -> list[Trigger]:
+        """What captures every change of the table into the outbox, in the writer's transaction."""
+
+    def installed(self, connection: Connection) -> list[Trigger]:
+        """The capture triggers that stand in the database now (their `create` is empty)."""
+
+    def row(self, columns: Sequence[tuple[str, Column]]) -> str:
+        """An SQL expression: the JSON text of a row whose values are the given references (SQL) to these columns."""
+
+    def prepare(self, connection: Connection) -> list[str]:
+        """Statements that `install` runs once before everything else."""
+
+
+class ReplayDialect(Protocol):
+    """What replay needs: writers of rows, and a session that is marked so that its changes are not captured."""
+
+    def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
+        """A writer for frames with these columns; NotApplicable when the table has no such column."""
+
+    def truncate(self, table: ListedTable) -> str:
+        """The statement that removes every row inside the row filter."""
+
+    def enter_replay(self, connection: Connection) -> None:
+        """Mark this transaction as replay (TRAPS 5)."""
+
+    def settle(self, connection: Connection) -> None:
+        """Check now what the schema defers to the commit, while it can still be rolled back to a savepoint."""
+
+    def leave_replay(self, connection: Connection) -> None:
+        """Unmark, before the commit."""
+
+    def translate(self, exc: BaseException) -> StsyncError:
+        """The driver's exception as NotApplicable (the change's own fault) or Unavailable (TRAPS 29)."""
+
+
+class Waker(Protocol):
+    """Waits until the outbox may hold something."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """True as soon as there may be rows; False after the time, or when the process is to stop."""
+
+    def close(self) -> None:
+        """Give back what waiting holds."""
+
+
+class EngineDialect(Protocol):
+    """What every process needs: connections with pinned session settings, the service's lock, a waker."""
+
+    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
+        """An engine whose connections have the session settings that values need (DESIGN §4)."""
+
+    def lock(self, connection: Connection) -> bool:
+        """Take the lock that one `stsync run` a database holds as long as its connection lives; False: another has it."""
+
+    def waker(self, engine: Engine, stop: "Stoppable", poll_s: tuple[float, float]) -> Waker:
+        """What waits for outbox rows: woken by the database where it can, by cheap adaptive polling elsewhere."""
+
+
+class Stoppable(Protocol):
+    """Something that a wait also waits for."""
+
+    def is_set(self) -> bool:
+        """Whether the process is to stop."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for stop at most `timeout` seconds."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the process is to stop."""
+
+
+class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
+    """A whole dialect: one module, the sum of what capture, replay and processes need."""
+
+    name: str
+    errors: tuple[type[BaseException], ...]
+    read_options: Mapping[str, Any]  # execution options of connections that only read, one snapshot a transaction
+
+    def json_number(self, text: str) -> str:
+        """A JSON number that a program wrote into the outbox, as a value of a frame."""
+
+    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+        """The same for true and false."""
+
+
+def columns_for(table: ListedTable, names: Sequence[str]) -> list[Column]:
+    """The table's columns that a frame names; NotApplicable where the schema here differs from the sender's."""
+    found = []
+    for name in names:
+        column = table.table.column(name)
+        if column is None:
+            raise NotApplicable(f"table {table.name} has no column {name} on this node: the schemas differ")
+        found.append(column)
+    key = [column.name for column in table.key]
+    if [column.name for column in found[: len(key)]] != key:
+        raise NotApplicable(f"the primary key of table {table.name} is ({', '.join(key)}) on this node: the schemas differ")
+    return found
+
+
+def written(table: ListedTable, columns: Sequence[Column]) -> list[tuple[int, Column]]:
+    """Which of a frame's values are written here, with their place in the row: not excluded or computed ones (TRAPS 32)."""
+    return [(i, c) for i, c in enumerate(columns) if c.name not in table.exclude and not c.generated]
+
+
+def without_old_key(row: str, key_columns: int) -> str:
+    """The new row of a `rekey` row."""
+    return orjson.dumps(orjson.loads(row)[key_columns:]).decode()
+
+
+def split(rows: str) -> list[str]:
+    """The single rows of a frame's text."""
+    return rows.split(SEPARATOR)
+
+
+Quote = Callable[[str], str]
+
+
+class JsonWriter:
+    """Replays frames with one statement each, the rows handed over as one JSON parameter.
+
+    Subclasses give `source` (JSON text → a row set with the columns' own names and types) and the two statements whose
+    syntax differs between the databases. Both sides of the row filter are enforced: rows that arrive and rows that stand here.
+    """
+
+    def __init__(self, table: ListedTable, names: Sequence[str], quote: Quote) -> None:
+        self.table = table
+        self.quote: Quote = lambda name: quote(name).replace("%", "%%")  # the drivers' own placeholder is %s
+        self.where = (table.where or "").replace("%", "%%")
+        self.columns = columns_for(table, names)
+        self.keys = list(table.key)
+        self.places = written(table, self.columns)
+        self.target = self.quote(table.name)
+        self._insert = self._insert_sql()
+        self._missing = self._insert_sql() + self._absent()
+        self._update = self.update_sql()
+        self._delete = self.delete_sql()
+        self._rekey = self.rekey_sql()
+
+    def insert(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter."""
+        cursor.execute(self._insert, (f"[{rows}]",))
+        return cursor.rowcount
+
+    def update(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter."""
+        cursor.execute(self._update, (f"[{rows}]",))
+        return cursor.rowcount
+
+    def insert_missing(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter."""
+        cursor.execute(self._missing, (f"[{rows}]",))
+        return cursor.rowcount
+
+    def delete(self, cursor: Cursor, keys: str) -> int:
+        """See TableWriter."""
+        cursor.execute(self._delete, (f"[{keys}]",))
+        return cursor.rowcount
+
+    def rekey(self, cursor: Cursor, row: str) -> int:
+        """See TableWriter."""
+        cursor.execute(self._rekey, (f"[{row}]",))
+        return cursor.rowcount
+
+    def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
+        """A SELECT giving each (place in the row, column, alias) from the JSON parameter."""
+        raise NotImplementedError
+
+    def update_sql(self) -> str:
+        """The UPDATE that joins the rows by key."""
+        raise NotImplementedError
+
+    def delete_sql(self) -> str:
+        """The DELETE that joins the keys."""
+        raise NotImplementedError
+
+    def rekey_sql(self) -> str:
+        """The UPDATE that also sets the key."""
+        raise NotImplementedError
+
+    def rows_in(self, *, offset: int = 0, old_key: bool = False) -> str:
+        """The arriving rows inside the row filter, their columns called stsync_0, stsync_1 … so that a bare name in the
+        filter, used beside it, can only mean the table's own column."""
+        named = [(i + offset, c, c.name) for i, c in self.places]
+        olds = [(i, c, f"stsync_old_{i}") for i, c in enumerate(self.keys)] if old_key else []
+        outer = [f"f.{self.quote(c.name)} AS {self.alias(i)}" for i, c in self.places]
+        outer += [f"f.{self.quote(name)} AS {self.quote(name)}" for _, _, name in olds]
+        where = f" WHERE ({self.where})" if self.where else ""
+        return f"SELECT {', '.join(outer)} FROM ({self.source([*named, *olds])}) f{where}"
+
+    def keys_in(self) -> str:
+        """The arriving keys of a `delete` frame, called stsync_0 …"""
+        return self.source([(i, c, f"stsync_{i}") for i, c in enumerate(self.keys)])
+
+    def alias(self, place: int) -> str:
+        """What the value at a place of the row is called in `rows_in`."""
+        return self.quote(f"stsync_{place}")
+
+    def key_match(self, prefix: str = "stsync_") -> str:
+        """The table's key equals the arriving one."""
+        return " AND ".join(f"t.{self.quote(c.name)} = x.{self.quote(f'{prefix}{i}')}" for i, c in enumerate(self.keys))
+
+    def local_filter(self) -> str:
+        """And the row that stands here is inside the row filter (TRAPS 32)."""
+        return f" AND ({self.where})" if self.where else ""
+
+    def assignments(self, *, with_key: bool, prefix: str = "") -> str:
+        """`column = arriving value` for every written column; the key itself where there is nothing else."""
+        skip = 0 if with_key or len(self.places) == len(self.keys) else len(self.keys)
+        return ", ".join(f"{prefix}{self.quote(c.name)} = x.{self.alias(i)}" for i, c in self.places[skip:])
+
+    def overriding(self) -> str:
+        """What an INSERT says to keep identity values as they are."""
+        return ""
+
+    def _insert_sql(self) -> str:
+        names = ", ".join(self.quote(c.name) for _, c in self.places)
+        values = ", ".join(f"x.{self.alias(i)}" for i, _ in self.places)
+        return f"INSERT INTO {self.target} ({names}){self.overriding()} SELECT {values} FROM ({self.rows_in()}) x"
+
+    def _absent(self) -> str:
+        return f" WHERE NOT EXISTS (SELECT 1 FROM {self.target} t WHERE {self.key_match()})"
+
+
+def run(connection: Connection, statement: str) -> None:
+    """Run a statement that has no parameters, whatever percent signs it contains."""
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def by_name(tables: Iterable[Table]) -> dict[str, Table]:
+    """Tables by their names."""
+    return {table.name: table for table in tables}
+
+
+def columns_json(names: Iterable[str]) -> str:
+    """Column names as the outbox holds them."""
+    return orjson.dumps(list(names)).decode()
+
+
+def stale(installed: Iterable[Trigger], wanted: Mapping[str, Trigger]) -> list[Trigger]:
+    """Installed triggers that are not wanted any more."""
+    return [one for one in installed if one.name not in wanted]

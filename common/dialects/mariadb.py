@@ -1,0 +1,314 @@
+"""MariaDB: row triggers, JSON_TABLE for replay, a cheap poll to wake."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pymysql
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, Connection, Engine, create_engine
+from sqlalchemy.pool import NullPool
+
+from common.dialects.base import JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.dialects.polling import PollWaker
+from common.errors import NotApplicable, StsyncError, Unavailable
+from common.schema import Column, ListedTable, Table
+
+_SESSION = (
+    "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
+    "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20"
+)
+_TABLES_SQL = """
+SELECT t.TABLE_NAME,
+       (SELECT COUNT(DISTINCT s.INDEX_NAME) FROM information_schema.STATISTICS s
+         WHERE s.TABLE_SCHEMA = DATABASE() AND s.TABLE_NAME = t.TABLE_NAME AND s.NON_UNIQUE = 0 AND s.INDEX_NAME <> 'PRIMARY')
+FROM information_schema.TABLES t
+WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_TYPE = 'BASE TABLE' AND t.TABLE_NAME NOT LIKE 'stsync\\\\_%%'
+"""
+_COLUMNS_SQL = """
+SELECT TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, COLLATION_NAME, GENERATION_EXPRESSION IS NOT NULL
+FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() ORDER BY TABLE_NAME, ORDINAL_POSITION
+"""
+_KEYS_SQL = """
+SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS
+WHERE TABLE_SCHEMA = DATABASE() AND INDEX_NAME = 'PRIMARY' ORDER BY TABLE_NAME, SEQ_IN_INDEX
+"""
+_PARENTS_SQL = """
+SELECT DISTINCT TABLE_NAME, REFERENCED_TABLE_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = DATABASE()
+"""
+_BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
+           "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
+_TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
+_OWN_FAULT = frozenset(
+    {1048, 1054, 1062, 1146, 1169, 1216, 1217, 1227, 1263, 1264, 1265, 1292, 1364, 1365, 1366, 1406, 1411, 1416, 1442, 1451, 1452,
+     1526, 1557, 1586, 1690, 1761, 1762, 3140, 3819, 4025, 4037, 4038, 4161, 4174}
+)  # fmt: skip
+
+
+def quote(name: str) -> str:
+    """An identifier, quoted."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _base(column: Column) -> str:
+    return column.type.split("(")[0].split(" ")[0].lower()
+
+
+def _text_of(column: Column, reference: str) -> str:
+    """The column's exact text, independent of the writer's session (DESIGN §4, TRAPS 30)."""
+    base = _base(column)
+    if base in _BINARY:
+        return f"HEX({reference})"
+    if base == "timestamp":
+        return f"CAST(UNIX_TIMESTAMP({reference}) AS CHAR)"
+    if base == "bit":
+        return f"CAST({reference} + 0 AS CHAR)"
+    if base == "float":
+        return f"CAST(CAST({reference} AS DOUBLE) AS CHAR)"
+    if base in _TEXT:
+        return f"CONVERT({reference} USING utf8mb4)"
+    return f"CAST({reference} AS CHAR)"
+
+
+def _row(columns: Iterable[tuple[str, Column]]) -> str:
+    return _json((f"{alias}.{quote(c.name)}", c) for alias, c in columns)
+
+
+def _json(columns: Iterable[tuple[str, Column]]) -> str:
+    return "JSON_ARRAY(" + ", ".join(_text_of(c, reference) for reference, c in columns) + ")"
+
+
+class MariadbWriter(JsonWriter):
+    """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index."""
+
+    def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
+        """See JsonWriter."""
+        wanted = list(columns)
+        table = ", ".join(f"c{place} {_json_type(c, c in self.keys)} PATH '$[{place}]' ERROR ON ERROR" for place, c, _ in wanted)
+        values = ", ".join(f"{_from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
+        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"  # noqa: S608
+
+    def update_sql(self) -> str:
+        """See JsonWriter."""
+        sets = self.assignments(with_key=False, prefix="t.")
+        return f"UPDATE {self.target} t JOIN ({self.rows_in()}) x ON {self.key_match()} SET {sets} WHERE TRUE{self.local_filter()}"
+
+    def delete_sql(self) -> str:
+        """See JsonWriter."""
+        return f"DELETE t FROM {self.target} t JOIN ({self.keys_in()}) x ON {self.key_match()} WHERE TRUE{self.local_filter()}"
+
+    def rekey_sql(self) -> str:
+        """See JsonWriter."""
+        rows = self.rows_in(offset=len(self.keys), old_key=True)
+        sets = self.assignments(with_key=True, prefix="t.")
+        return f"UPDATE {self.target} t JOIN ({rows}) x ON {self.key_match('stsync_old_')} SET {sets} WHERE TRUE{self.local_filter()}"
+
+
+def _json_type(column: Column, is_key: bool) -> str:
+    base = _base(column)
+    if is_key and base not in _BINARY and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}:
+        return column.type
+    return "LONGTEXT CHARACTER SET utf8mb4"
+
+
+def _from_text(column: Column, value: str) -> str:
+    base = _base(column)
+    if base in _BINARY:
+        return f"UNHEX({value})"
+    if base == "timestamp":
+        seconds = f"CAST({value} AS DECIMAL(20,6))"
+        return f"IF({seconds} = 0, '0000-00-00 00:00:00', FROM_UNIXTIME({seconds}))"
+    if base == "bit":
+        return f"CAST({value} AS UNSIGNED)"
+    return value
+
+
+class Mariadb:
+    """The MariaDB dialect (10.6 and later)."""
+
+    name = "mariadb"
+    errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
+    read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
+
+    def json_number(self, text: str) -> str:
+        """See Dialect."""
+        return f'"{text}"'
+
+    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+        """See Dialect."""
+        return '"1"' if value else '"0"'
+
+    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
+        """See EngineDialect."""
+        engine = create_engine(
+            url,
+            poolclass=NullPool,
+            connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "charset": "utf8mb4"},
+            isolation_level="READ COMMITTED",
+        )
+
+        @event.listens_for(engine, "connect")
+        def pin(connection: Any, _record: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute(_SESSION)
+
+        return engine
+
+    def lock(self, connection: Connection) -> bool:
+        """See EngineDialect: a named lock of the session."""
+        found = connection.execute(text("SELECT GET_LOCK(CONCAT('stsync.', DATABASE()), 0)")).scalar_one()
+        connection.commit()
+        return found == 1
+
+    def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
+        """See EngineDialect."""
+        connection = engine.raw_connection()
+        driver: Any = connection.driver_connection
+        driver.autocommit(True)  # noqa: FBT003
+        cursor = driver.cursor()
+
+        def pending() -> bool:
+            try:
+                return bool(cursor.execute("SELECT 1 FROM stsync_outbox LIMIT 1"))
+            except pymysql.MySQLError as exc:
+                raise self.translate(exc) from exc
+
+        return PollWaker(pending, connection.invalidate, stop, poll_s)
+
+    def prepare(self, connection: Connection) -> list[str]:
+        """See CaptureDialect."""
+        del connection
+        return []
+
+    def tables(self, connection: Connection) -> dict[str, Table]:
+        """See CaptureDialect."""
+        columns: dict[str, list[Column]] = {}
+        for table, name, kind, charset, collation, generated in connection.exec_driver_sql(_COLUMNS_SQL):
+            full = f"{kind} CHARACTER SET {charset} COLLATE {collation}" if charset else kind
+            columns.setdefault(table, []).append(Column(name, full, bool(generated)))
+        keys: dict[str, list[str]] = {}
+        for table, name in connection.exec_driver_sql(_KEYS_SQL):
+            keys.setdefault(table, []).append(name)
+        parents: dict[str, set[str]] = {}
+        for table, parent in connection.exec_driver_sql(_PARENTS_SQL):
+            parents.setdefault(table, set()).add(parent)
+        found = connection.exec_driver_sql(_TABLES_SQL).all()
+        return by_name(
+            Table(name, tuple(columns[name]), tuple(keys.get(name, ())), frozenset(parents.get(name, ())), uniques)
+            for name, uniques in found
+        )
+
+    def same_name(self, left: str, right: str) -> bool:
+        """Exactly: table names on Linux servers differ by case."""
+        return left == right
+
+    def installed(self, connection: Connection) -> list[Trigger]:
+        """See CaptureDialect."""
+        rows = connection.exec_driver_sql(
+            "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS"
+            " WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\_%%'"
+        )
+        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",)) for name, table in rows]
+
+    def row(self, columns: Sequence[tuple[str, Column]]) -> str:
+        """See CaptureDialect."""
+        return _json(columns)
+
+    def triggers(self, table: ListedTable) -> list[Trigger]:
+        """See CaptureDialect. Cascades fire no triggers here: they happen again on the secondary (TRAPS 2)."""
+        insert = _emit(table, "I", _row([("NEW", c) for c in table.columns]), table.columns)
+        delete = _emit(table, "D", _row([("OLD", c) for c in table.key]), table.key)
+        return [
+            _trigger(table, "stsync_i_", "INSERT", _when(_inside(table, "NEW"), insert)),
+            _trigger(table, "stsync_u_", "UPDATE", _update_body(table, insert, delete)),
+            _trigger(table, "stsync_d_", "DELETE", _when(_inside(table, "OLD"), delete)),
+        ]
+
+    def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
+        """See ReplayDialect."""
+        return MariadbWriter(table, columns, quote)
+
+    def truncate(self, table: ListedTable) -> str:
+        """See ReplayDialect."""
+        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")  # noqa: S608
+
+    def enter_replay(self, connection: Connection) -> None:
+        """See ReplayDialect."""
+        connection.exec_driver_sql("SET @stsync_replay = 1")
+
+    def settle(self, connection: Connection) -> None:
+        """See ReplayDialect: InnoDB defers nothing."""
+
+    def leave_replay(self, connection: Connection) -> None:
+        """See ReplayDialect."""
+        connection.exec_driver_sql("SET @stsync_replay = NULL")
+
+    def translate(self, exc: BaseException) -> StsyncError:
+        """See ReplayDialect: by error number."""
+        number = exc.args[0] if exc.args else 0
+        message = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
+        if number in _OWN_FAULT or isinstance(exc, pymysql.err.IntegrityError | pymysql.err.DataError):
+            return NotApplicable(f"{message} ({number})")
+        return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
+
+
+def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:
+    name = f"{prefix}{table.name}"
+    if len(name) > 64:
+        name = f"{prefix}{table.name[:40]}_{hashlib.sha256(table.name.encode()).hexdigest()[:12]}"
+    drop = f"DROP TRIGGER IF EXISTS {quote(name)}"
+    create = (
+        f"CREATE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
+        f"IF @stsync_replay IS NULL THEN\n  {body}\nEND IF"
+    )
+    return Trigger(name, table.name, (drop, create), (drop,))
+
+
+def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
+    names = columns_json(c.name for c in columns)
+    return (
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+        f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1);"
+    )
+
+
+def _when(condition: str | None, statement: str) -> str:
+    return statement if condition is None else f"IF {condition} THEN {statement} END IF;"
+
+
+def _inside(table: ListedTable, alias: str) -> str | None:
+    if not table.where:
+        return None
+    names = ", ".join(f"{alias}.{quote(c.name)} AS {quote(c.name)}" for c in table.table.columns)
+    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {names}) stsync_f), FALSE)"  # noqa: S608
+
+
+def _same(columns: Iterable[Column]) -> str:
+    """Whether OLD and NEW are equal to the byte in these columns."""
+    parts = []
+    for column in columns:
+        old, new = f"OLD.{quote(column.name)}", f"NEW.{quote(column.name)}"
+        if _base(column) in _TEXT:
+            old, new = f"BINARY {old}", f"BINARY {new}"
+        parts.append(f"{old} <=> {new}")
+    return " AND ".join(parts) or "TRUE"
+
+
+def _update_body(table: ListedTable, insert: str, delete: str) -> str:
+    update = _emit(table, "U", _row([("NEW", c) for c in table.columns]), table.columns)
+    rekey_row = _row([*(("OLD", c) for c in table.key), *(("NEW", c) for c in table.columns)])
+    rekey = _emit(table, "K", rekey_row, table.columns)
+    same_key = _same(table.key)
+    changed = f"NOT ({_same(table.columns[len(table.key) :])})"
+    inside = f"IF NOT ({same_key}) THEN {rekey} ELSEIF {changed} THEN {update} END IF;"
+    old, new = _inside(table, "OLD"), _inside(table, "NEW")
+    if old is None or new is None:
+        return inside
+    return (
+        f"IF {old} THEN\n    IF {new} THEN {inside}\n    ELSE {delete} END IF;\n"
+        f"  ELSEIF {new} THEN {insert} END IF;"
+    )

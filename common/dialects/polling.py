@@ -1,0 +1,39 @@
+"""An adaptive poll for databases that cannot wake a waiting program: quick under load, relaxed when idle."""
+
+import time
+from collections.abc import Callable
+
+from common.dialects.base import Stoppable
+
+_RELAX = 1.15  # each idle look waits this much longer than the one before
+
+
+class PollWaker:
+    """Asks `pending` until it says yes; the pause grows from the shortest to the longest while nothing comes."""
+
+    def __init__(
+        self, pending: Callable[[], bool], close: Callable[[], None], stop: Stoppable, poll_s: tuple[float, float]
+    ) -> None:
+        self._pending = pending
+        self._close = close
+        self._stop = stop
+        self._shortest, self._longest = poll_s
+        self._pause = self._shortest
+
+    def wait(self, timeout_s: float) -> bool:
+        """See Waker."""
+        until = time.monotonic() + timeout_s
+        while not self._stop.is_set():
+            if self._pending():
+                self._pause = self._shortest
+                return True
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            self._stop.wait(min(self._pause, left))
+            self._pause = min(self._pause * _RELAX, self._longest)
+        return False
+
+    def close(self) -> None:
+        """See Waker."""
+        self._close()

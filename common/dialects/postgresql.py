@@ -1,0 +1,341 @@
+"""PostgreSQL: statement-level triggers with transition tables, jsonb arrays for replay, LISTEN/NOTIFY to wake."""
+
+import hashlib
+import select
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+import psycopg.errors
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, Connection, Engine, create_engine
+from sqlalchemy.pool import NullPool
+
+from common.dialects.base import JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.errors import NotApplicable, StsyncError, Unavailable
+from common.schema import Column, ListedTable, Table
+
+CHANNEL = "stsync"
+ROWS_AN_OUTBOX_ROW = 1000
+_PINNED = (
+    "SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1;"
+    " SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; SET standard_conforming_strings = on"
+)
+_FUNCTION_SETTINGS = (
+    "SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1"
+    " SET bytea_output = 'hex' SET lc_monetary = 'C'"
+)
+_LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
+
+_TABLES_SQL = """
+SELECT c.oid, c.relname,
+       (SELECT array_agg(a.attname ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n), pg_attribute a
+         WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.attnum),
+       (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary),
+       (SELECT array_agg(DISTINCT p.relname) FROM pg_constraint f JOIN pg_class p ON p.oid = f.confrelid
+         WHERE f.conrelid = c.oid AND f.contype = 'f')
+FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+ AND c.relname NOT LIKE 'stsync\\_%%'
+"""
+_COLUMNS_SQL = """
+SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> ''
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum
+"""
+_INSTALLED_SQL = """
+SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE 'A0\\_stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
+"""
+
+
+def quote(name: str) -> str:
+    """An identifier, quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _name(what: str, table: str) -> str:
+    """A trigger's name within PostgreSQL's 63 bytes."""
+    full = f"{what}{table}"
+    if len(full.encode()) <= 63:
+        return full
+    return f"{what}{table.encode()[:30].decode(errors='ignore')}_{hashlib.sha256(table.encode()).hexdigest()[:12]}"
+
+
+class PostgresqlWriter(JsonWriter):
+    """Frames through `jsonb_array_elements`: each value goes through its type's own input function."""
+
+    def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
+        """See JsonWriter. Types without their modifier, so that a value too long is an error, never cut."""
+        values = ", ".join(f"(r->>{place})::{column.type} AS {self.quote(name)}" for place, column, name in columns)
+        return f"SELECT {values} FROM jsonb_array_elements(%s::jsonb) r"  # noqa: S608
+
+    def overriding(self) -> str:
+        """Identity columns keep the primary's values."""
+        return " OVERRIDING SYSTEM VALUE"
+
+    def update_sql(self) -> str:
+        """See JsonWriter."""
+        return (
+            f"UPDATE {self.target} t SET {self.assignments(with_key=False)} FROM ({self.rows_in()}) x"
+            f" WHERE {self.key_match()}{self.local_filter()}"
+        )
+
+    def delete_sql(self) -> str:
+        """See JsonWriter."""
+        return f"DELETE FROM {self.target} t USING ({self.keys_in()}) x WHERE {self.key_match()}{self.local_filter()}"
+
+    def rekey_sql(self) -> str:
+        """See JsonWriter."""
+        rows = self.rows_in(offset=len(self.keys), old_key=True)
+        return (
+            f"UPDATE {self.target} t SET {self.assignments(with_key=True)} FROM ({rows}) x"
+            f" WHERE {self.key_match('stsync_old_')}{self.local_filter()}"
+        )
+
+
+class NotifyWaker:
+    """Woken by the triggers' NOTIFY; also waits for stop."""
+
+    def __init__(self, engine: Engine, stop: Stoppable) -> None:
+        self._stop = stop
+        self._pool_connection = engine.raw_connection()
+        self._connection: Any = self._pool_connection.driver_connection
+        self._connection.autocommit = True
+        self._connection.execute(f"LISTEN {CHANNEL}")
+
+    def wait(self, timeout_s: float) -> bool:
+        """See Waker."""
+        try:
+            if any(True for _ in self._connection.notifies(timeout=0)):
+                return True
+            readable, _, _ = select.select([self._connection.fileno(), self._stop.fileno()], [], [], timeout_s)
+            if self._connection.fileno() not in readable:
+                return False
+            return any(True for _ in self._connection.notifies(timeout=0))
+        except psycopg.Error as exc:
+            raise Unavailable(f"the database connection that listens for changes was lost: {exc}") from exc
+
+    def close(self) -> None:
+        """See Waker."""
+        self._pool_connection.invalidate()
+
+
+class Postgresql:
+    """The PostgreSQL dialect (15 and later)."""
+
+    name = "postgresql"
+    errors: tuple[type[BaseException], ...] = (psycopg.Error,)
+    read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
+
+    def json_number(self, text: str) -> str:
+        """See Dialect."""
+        return f'"{text}"'
+
+    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+        """See Dialect."""
+        return '"true"' if value else '"false"'
+
+    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
+        """See EngineDialect."""
+        engine = create_engine(
+            url,
+            poolclass=NullPool,
+            connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "application_name": "stsync"},
+            isolation_level="READ COMMITTED",
+        )
+
+        @event.listens_for(engine, "connect")
+        def pin(connection: Any, _record: Any) -> None:
+            before = connection.autocommit
+            connection.autocommit = True
+            connection.execute(_PINNED)
+            connection.autocommit = before
+
+        return engine
+
+    def lock(self, connection: Connection) -> bool:
+        """See EngineDialect: an advisory lock of the session."""
+        found = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one()
+        connection.commit()
+        return bool(found)
+
+    def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
+        """See EngineDialect."""
+        del poll_s
+        return NotifyWaker(engine, stop)
+
+    def prepare(self, connection: Connection) -> list[str]:
+        """See CaptureDialect: the outbox is emptied all the time, so it is vacuumed early."""
+        del connection
+        return []
+
+    def tables(self, connection: Connection) -> dict[str, Table]:
+        """See CaptureDialect."""
+        columns: dict[int, list[Column]] = {}
+        for oid, name, kind, generated in connection.exec_driver_sql(_COLUMNS_SQL):
+            columns.setdefault(oid, []).append(Column(name, kind, bool(generated)))
+        rows = connection.exec_driver_sql(_TABLES_SQL).all()
+        return by_name(
+            Table(name, tuple(columns.get(oid, ())), tuple(key or ()), frozenset(parents or ()), uniques)
+            for oid, name, key, uniques, parents in rows
+        )
+
+    def same_name(self, left: str, right: str) -> bool:
+        """Exactly, or as PostgreSQL folds an unquoted name."""
+        return left == right or left.lower() == right
+
+    def installed(self, connection: Connection) -> list[Trigger]:
+        """See CaptureDialect."""
+        return [
+            Trigger(name, table, (), (f"DROP FUNCTION IF EXISTS {quote(name)}() CASCADE",))
+            for name, table in connection.exec_driver_sql(_INSTALLED_SQL)
+        ]
+
+    def row(self, columns: Sequence[tuple[str, Column]]) -> str:
+        """See CaptureDialect."""
+        return "array_to_json(ARRAY[" + ", ".join(f"CAST({ref} AS {c.type})::text" for ref, c in columns) + "])::text"
+
+    def triggers(self, table: ListedTable) -> list[Trigger]:
+        """See CaptureDialect.
+
+        Statement-level, so that one outbox row holds many changes; key updates are captured row by row before the foreign
+        keys cascade them (PostgreSQL fires row triggers by name, and `A0…` comes before `RI_…`): TRAPS 4.
+        """
+        return [
+            self._trigger(table, "stsync_i_", "AFTER INSERT", "REFERENCING NEW TABLE AS stsync_new", _insert_body(table)),
+            self._trigger(
+                table,
+                "stsync_u_",
+                "AFTER UPDATE",
+                "REFERENCING NEW TABLE AS stsync_new OLD TABLE AS stsync_old",
+                _update_body(table),
+            ),
+            self._trigger(table, "stsync_d_", "AFTER DELETE", "REFERENCING OLD TABLE AS stsync_old", _delete_body(table)),
+            self._trigger(table, "stsync_t_", "AFTER TRUNCATE", "", _outbox(table, "T", "'[]'", "1") + ";"),
+            self._trigger(table, "A0_stsync_k_", "AFTER UPDATE", "", _rekey_body(table), row_when=_rekeyed(table, "OLD", "NEW")),
+        ]
+
+    def _trigger(
+        self, table: ListedTable, prefix: str, when: str, referencing: str, body: str, row_when: str | None = None
+    ) -> Trigger:
+        name = _name(prefix, table.name)
+        each = f"FOR EACH ROW WHEN ({row_when})" if row_when else "FOR EACH STATEMENT"
+        function = f"""CREATE OR REPLACE FUNCTION {quote(name)}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path FROM CURRENT {_FUNCTION_SETTINGS} AS $stsync$
+BEGIN
+  IF current_setting('stsync.replay', true) = 'on' THEN RETURN NULL; END IF;
+  {body}
+  IF FOUND THEN NOTIFY {CHANNEL}; END IF;
+  RETURN NULL;
+END $stsync$"""
+        drop = f"DROP TRIGGER IF EXISTS {quote(name)} ON {quote(table.name)}"
+        create = f"CREATE TRIGGER {quote(name)} {when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
+        return Trigger(name, table.name, (function, drop, create), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()"))
+
+    def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
+        """See ReplayDialect."""
+        return PostgresqlWriter(table, columns, quote)
+
+    def truncate(self, table: ListedTable) -> str:
+        """See ReplayDialect."""
+        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")  # noqa: S608
+
+    def enter_replay(self, connection: Connection) -> None:
+        """See ReplayDialect; deferrable constraints are deferred to the end of the unit."""
+        connection.exec_driver_sql("SELECT set_config('stsync.replay', 'on', true)")
+        connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
+
+    def settle(self, connection: Connection) -> None:
+        """See ReplayDialect."""
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
+
+    def leave_replay(self, connection: Connection) -> None:
+        """See ReplayDialect: the mark ends with the transaction."""
+
+    def translate(self, exc: BaseException) -> StsyncError:
+        """See ReplayDialect: by SQLSTATE class (PostgreSQL manual, appendix A)."""
+        state = getattr(exc, "sqlstate", None) or ""
+        message = str(exc).strip().split("\nCONTEXT")[0].replace("\n", " ")
+        if state[:2] in {"22", "23", "42", "44", "P0", "27", "0A", "54"} and state != "42501":
+            return NotApplicable(message)
+        return Unavailable(f"the database: {message or type(exc).__name__}")
+
+
+def _row(table: ListedTable, alias: str, columns: Iterable[Column] | None = None) -> str:
+    values = ", ".join(f"{alias}.{quote(c.name)}::text" for c in (columns or table.columns))
+    return f"array_to_json(ARRAY[{values}])::text"
+
+
+def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Sequence[Column] | None = None) -> str:
+    names = columns_json(c.name for c in (columns or table.columns))
+    return (
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+        f" SELECT {_literal(table.name)}, '{kind}', {_literal(names)}, {rows}, {count}, 1"
+    )
+
+
+def _gathered(table: ListedTable, kind: str, rows: str, columns: Sequence[Column] | None = None) -> str:
+    """One outbox row for up to ROWS_AN_OUTBOX_ROW changes; `rows` is a SELECT of the row's JSON text as j."""
+    return (
+        _outbox(table, kind, "string_agg(z.j, E',\\n')", "count(*)", columns)
+        + f" FROM (SELECT q.j, (row_number() OVER () - 1) / {ROWS_AN_OUTBOX_ROW} AS g FROM ({rows}) q) z GROUP BY z.g ORDER BY z.g;"
+    )
+
+
+def _inside(table: ListedTable, alias: str) -> str:
+    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {alias}.*) stsync_f), false)" if table.where else "true"  # noqa: S608
+
+
+def _filtered(table: ListedTable) -> str:
+    return f" WHERE ({table.where})" if table.where else ""
+
+
+def _insert_body(table: ListedTable) -> str:
+    return _gathered(table, "I", f"SELECT {_row(table, 'q')} AS j FROM stsync_new q{_filtered(table)}")  # noqa: S608
+
+
+def _delete_body(table: ListedTable) -> str:
+    return _gathered(table, "D", f"SELECT {_row(table, 'q', table.key)} AS j FROM stsync_old q{_filtered(table)}", table.key)  # noqa: S608
+
+
+def _rekeyed(table: ListedTable, old: str, new: str) -> str:
+    return " OR ".join(f"{old}.{quote(c.name)}::text IS DISTINCT FROM {new}.{quote(c.name)}::text" for c in table.key)
+
+
+def _update_body(table: ListedTable) -> str:
+    join = " AND ".join(f"n.{quote(c.name)} = o.{quote(c.name)}" for c in table.key)
+    pairs = f"FROM stsync_new n JOIN stsync_old o ON {join} AND NOT ({_rekeyed(table, 'o', 'n')})"
+    rest = table.columns[len(table.key) :]
+    body = ""
+    if rest:
+        news, olds = (", ".join(f"{a}.{quote(c.name)}::text" for c in rest) for a in "no")
+        changed = f"ARRAY[{news}] IS DISTINCT FROM ARRAY[{olds}]"
+        both = f" AND {_inside(table, 'o')} AND {_inside(table, 'n')}" if table.where else ""
+        body = _gathered(table, "U", f"SELECT {_row(table, 'n')} AS j {pairs} WHERE {changed}{both}")
+    if not table.where:
+        return body or "PERFORM 1 WHERE false;"
+    gone = f"SELECT {_row(table, 'o', table.key)} AS j {pairs} WHERE {_inside(table, 'o')} AND NOT {_inside(table, 'n')}"
+    come = f"SELECT {_row(table, 'n')} AS j {pairs} WHERE {_inside(table, 'n')} AND NOT {_inside(table, 'o')}"
+    found = f"IF FOUND THEN NOTIFY {CHANNEL}; END IF;"
+    return "\n  ".join([body, found, _gathered(table, "D", gone, table.key), found, _gathered(table, "I", come)])
+
+
+def _rekey_body(table: ListedTable) -> str:
+    olds = [f"OLD.{quote(c.name)}::text" for c in table.key]
+    news = [f"NEW.{quote(c.name)}::text" for c in table.columns]
+    both = f"array_to_json(ARRAY[{', '.join([*olds, *news])}])::text"
+    rekey = _outbox(table, "K", both, "1") + ";"
+    if not table.where:
+        return rekey
+    gone = _outbox(table, "D", _row(table, "OLD", table.key), "1", table.key)
+    come = _outbox(table, "I", _row(table, "NEW"), "1")
+    old, new = _inside(table, "OLD"), _inside(table, "NEW")
+    return (
+        f"IF {old} AND {new} THEN {rekey} ELSIF {old} THEN {gone}; ELSIF {new} THEN {come}; ELSE RETURN NULL; END IF;"
+    )

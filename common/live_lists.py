@@ -1,0 +1,78 @@
+"""The listed tables as the service uses them, read again when the list changes (TRAPS 6)."""
+
+import threading
+from collections.abc import Mapping
+
+import structlog
+from sqlalchemy import select
+
+from common.bookkeeping import captured
+from common.catalog import listed_tables
+from common.database import Database
+from common.errors import Misconfigured
+from common.lists import TABLES_FILE
+from common.schema import ListedTable
+from common.settings import Settings
+
+
+class LiveLists:
+    """Holds the present lists; `refresh` looks whether the file or the schema changed. Safe to read from any thread."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._path = settings.node.home / TABLES_FILE
+        self._lock = threading.Lock()
+        self._log = structlog.get_logger("lists")
+        self._seen: tuple[int, int] | None = None
+        self._tables: Mapping[str, ListedTable] = {}
+        self.generation = 0
+
+    @property
+    def tables(self) -> Mapping[str, ListedTable]:
+        """The listed tables by name."""
+        return self._tables
+
+    def load(self) -> None:
+        """Read list and schema; raises Misconfigured."""
+        with self._lock, self._database.connect() as connection:
+            self._seen = self._stamp()
+            self._tables = listed_tables(self._database, connection, self._settings)
+            self.generation += 1
+            connection.rollback()
+
+    def refresh(self) -> None:
+        """Read again if the list's file changed; a faulty list is reported and the former one stays in force."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self.load()
+        except Misconfigured as exc:
+            self._log.error("lists_faulty", reason=str(exc), effect="the former lists stay in force")
+            return
+        self._log.info("lists_read", tables=len(self._tables))
+        self._warn_if_not_installed()
+
+    def schema_differences(self) -> list[str]:
+        """Names of listed tables whose schema is not what it was when their capture was installed."""
+        with self._database.connect() as connection:
+            known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
+            tables = self._database.dialect.tables(connection)
+            connection.rollback()
+        return sorted(name for name, print_ in known.items() if name not in tables or tables[name].fingerprint() != print_)
+
+    def _warn_if_not_installed(self) -> None:
+        with self._database.connect() as connection:
+            known = {row.table_name for row in connection.execute(select(captured.c.table_name))}
+            connection.rollback()
+        if known != set(self._tables):
+            self._log.warning("lists_not_installed", remedy="run `stsync install` to bring the triggers in line with the lists")
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size

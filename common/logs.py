@@ -1,0 +1,32 @@
+"""structlog set up once a process: events in snake_case, pretty for people, JSON for machines, on stderr."""
+
+import logging
+import sys
+
+import structlog
+
+from common.settings import LogSettings
+
+
+def configure(settings: LogSettings, *, node: str) -> None:
+    """Send this process's log to stderr in the settings' form, every line naming the node."""
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    pretty = settings.format == "pretty" or (settings.format == "auto" and sys.stderr.isatty())
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # our own events tell what pika's say, once
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(node=node)

@@ -1,0 +1,53 @@
+"""What a service is given: settings, database, keys, stop; built once, by the `run` command."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from common.database import Database
+from common.nodestate import NodeState
+from common.settings import Settings
+from common.stop import Stop
+from common.topology import Topology
+from common.trust.authorities import Authorities
+from common.trust.identity import load_identity
+from common.trust.sealing import Opener, Sealer, load_cluster_pair
+from common.wire import Reader, Writer
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A node's collaborators."""
+
+    settings: Settings
+    database: Database
+    topology: Topology
+    writer: Writer
+    reader: Reader
+    state: NodeState
+    stop: Stop
+
+
+Service = Callable[[Runtime], None]
+
+
+def build(settings: Settings, database: Database, state: NodeState, stop: Stop) -> Runtime:
+    """Load keys and certificates and put the parts together; raises Misconfigured naming the file."""
+    trust = settings.trust
+    identity = load_identity(trust.key, trust.certificate, settings.node.name)
+    public, private = load_cluster_pair(trust.cluster_certificate, trust.cluster_key)
+    sealer = Sealer(public, rotate_after_s=timedelta(hours=trust.data_key_hours).total_seconds())
+    authorities = Authorities.from_files(trust.authorities)
+    authorities.verify(identity.chain)
+    reader = Reader(
+        settings.node.name,
+        settings.cluster.name,
+        settings.cluster.names,
+        authorities,
+        Opener(private),
+        clock_tolerance_s=trust.clock_tolerance_s,
+    )
+    topology = Topology(
+        settings.cluster.name, settings.cluster.names, settings.broker.queue_type, settings.broker.queue_max_bytes
+    )
+    return Runtime(settings, database, topology, Writer(identity, sealer, settings.cluster.name), reader, state, stop)

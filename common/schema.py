@@ -1,0 +1,78 @@
+"""Tables as capture and replay see them: columns, key, references; values only, read by the dialects."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, the engine's own name of its type, and whether the engine computes it."""
+
+    name: str
+    type: str
+    generated: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its primary key, the tables its foreign keys refer to, and how many further unique keys it has."""
+
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    parents: frozenset[str] = frozenset()
+    uniques: int = 0
+
+    def column(self, name: str) -> Column | None:
+        """The column of exactly that name."""
+        return next((one for one in self.columns if one.name == name), None)
+
+    def fingerprint(self) -> str:
+        """A digest of what capture and replay depend on (TRAPS 6)."""
+        parts = [self.name, *self.key, *(f"{c.name}\0{c.type}\0{c.generated}" for c in sorted(self.columns, key=lambda c: c.name))]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ListedTable:
+    """A table that is synchronized: its row filter (SQL over its columns), its excluded columns, what else it needs first."""
+
+    table: Table
+    where: str | None = None
+    exclude: frozenset[str] = frozenset()
+    requires: frozenset[str] = frozenset()
+    columns: tuple[Column, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Work out the synchronized columns once: the key's first, then the others, without excluded and generated ones."""
+        keys = [one for name in self.table.key if (one := self.table.column(name)) is not None]
+        rest = [c for c in self.table.columns if c.name not in self.table.key and c.name not in self.exclude and not c.generated]
+        object.__setattr__(self, "columns", (*keys, *rest))
+
+    @property
+    def name(self) -> str:
+        """The table's name, as the database spells it."""
+        return self.table.name
+
+    @property
+    def key(self) -> tuple[Column, ...]:
+        """The key's columns, in key order."""
+        return self.columns[: len(self.table.key)]
+
+
+Listed = Mapping[str, ListedTable]
+
+
+def parents_first(tables: Iterable[ListedTable]) -> list[str]:
+    """Table names ordered so that a table stands after those it refers to or requires; cycles are cut at any point."""
+    waiting = {one.name: ((one.table.parents | one.requires) - {one.name}) for one in tables}
+    done: list[str] = []
+    while waiting:
+        ready = sorted(name for name, parents in waiting.items() if not (parents & waiting.keys()))
+        if not ready:
+            ready = [min(waiting, key=lambda name: (len(waiting[name] & waiting.keys()), name))]
+        done += ready
+        for name in ready:
+            del waiting[name]
+    return done

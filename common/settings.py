@@ -1,0 +1,237 @@
+"""All settings of a node, their defaults and units, validated before any socket opens (INTERFACE, Configuration)."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from common.errors import Misconfigured
+
+DEFAULT_PATH = Path("/etc/stsync/stsync.toml")
+PREFIX = "STSYNC_"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RosterNode(_Section):
+    """One server of the cluster."""
+
+    name: Name
+    admin_url: str = ""
+
+
+class ClusterSettings(_Section):
+    """The cluster and its roster: the same on every node; the first node is the initial primary."""
+
+    name: Name
+    mode: Literal["active", "passive", "passive_legacy", "disabled"] = "active"
+    nodes: tuple[RosterNode, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [node.name for node in self.nodes]
+        if len(set(names)) != len(names):
+            raise ValueError("two nodes of the roster have the same name")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The roster's node names, in order of promotion."""
+        return tuple(node.name for node in self.nodes)
+
+
+class NodeSettings(_Section):
+    """This node: its name in the roster and its FILEDRIVEHOME."""
+
+    name: Name
+    home: Path
+
+
+class DatabaseSettings(_Section):
+    """The node's own database, as an SQLAlchemy URL."""
+
+    url: SecretStr
+    connect_timeout_s: Positive = 5.0
+
+
+class BrokerTls(_Section):
+    """TLS to the broker: who may issue its certificate, and this node's client certificate where it wants one."""
+
+    authorities: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+
+class BrokerSettings(_Section):
+    """RabbitMQ: addresses tried in turn, kind of queues, and who declares them."""
+
+    urls: tuple[SecretStr, ...] = Field(min_length=1)
+    queue_type: Literal["quorum", "classic"] = "quorum"
+    declare: bool = True
+    require_user_id: bool = True  # refuse reports whose publisher the broker has not vouched for; false with EXTERNAL logins
+    tls: BrokerTls | None = None
+    heartbeat_s: Annotated[int, Field(ge=5)] = 20
+    blocked_timeout_s: Positive = 30.0
+    connect_timeout_s: Positive = 5.0
+    retry_min_s: Positive = 0.2
+    retry_max_s: Positive = 10.0
+    queue_max_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    prefetch: Annotated[int, Field(ge=1, le=10_000)] = 200
+    window: Annotated[int, Field(ge=1)] = 200
+
+
+class TrustSettings(_Section):
+    """Keys and certificates; relative paths are relative to the settings file."""
+
+    key: Path
+    certificate: Path
+    authorities: tuple[Path, ...] = Field(min_length=1)
+    cluster_key: Path
+    cluster_certificate: Path
+    data_key_hours: Positive = 1.0
+    clock_tolerance_s: Positive = 300.0
+
+
+class RelaySettings(_Section):
+    """How the outbox is drained: polling bounds where the database cannot wake, and the size of a batch's body."""
+
+    poll_min_ms: Positive = 2.0
+    poll_max_ms: Positive = 20.0
+    batch_bytes: Annotated[int, Field(ge=1024, le=8 << 20)] = 448 * 1024
+    page_rows: Annotated[int, Field(ge=1)] = 2_000
+
+
+class JournalSettings(_Section):
+    """Retention: what is older or beyond the size is pruned, and a node that still needs it must fully synchronize."""
+
+    max_age_hours: Positive = 168.0
+    max_bytes: Annotated[int, Field(ge=1 << 16)] = 2 << 30
+    prune_every_s: Positive = 60.0
+
+
+class IntervalSettings(_Section):
+    """Rhythm of signed control messages, in seconds."""
+
+    heartbeat_s: Positive = 1.0
+    report_s: Positive = 2.0
+    report_min_s: Positive = 0.1
+    catch_up_retry_s: Positive = 2.0
+    offline_after_s: Positive = 10.0
+
+
+class ReplaySettings(_Section):
+    """Bounds of a secondary's work in one database transaction and in memory."""
+
+    statement_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+    group_batches: Annotated[int, Field(ge=1)] = 200
+    hold_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    max_change_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    retry_quarantine_s: Positive = 5.0
+
+
+class LogSettings(_Section):
+    """What the log tells: its level, and its form (`auto`: pretty on a terminal, JSON elsewhere)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "pretty", "json"] = "auto"
+
+
+class Settings(BaseSettings):
+    """The whole of one node's settings; frozen, unknown keys are errors."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    cluster: ClusterSettings
+    node: NodeSettings
+    database: DatabaseSettings
+    broker: BrokerSettings
+    trust: TrustSettings
+    relay: RelaySettings = RelaySettings()
+    journal: JournalSettings = JournalSettings()
+    intervals: IntervalSettings = IntervalSettings()
+    replay: ReplaySettings = ReplaySettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, which arrives as the initial values."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _node_in_roster(self) -> Self:
+        if self.node.name not in self.cluster.names:
+            raise ValueError(f"node.name {self.node.name!r} is not in the roster cluster.nodes ({', '.join(self.cluster.names)})")
+        return self
+
+
+def settings_path(option: Path | None) -> Path:
+    """Where the settings file is: `--config`, else `$STSYNC_CONFIG`, else /etc/stsync/stsync.toml."""
+    if option is not None:
+        return option
+    named = os.environ.get("STSYNC_CONFIG")
+    return Path(named) if named else DEFAULT_PATH
+
+
+def load_settings(option: Path | None) -> Settings:
+    """Read and check the node's settings.
+
+    Raises Misconfigured naming the file and the key; values (which may be secrets) are never in the message.
+    """
+    path = settings_path(option)
+    values = _read(path)
+    try:
+        settings = Settings(**values)
+    except ValidationError as exc:
+        raise Misconfigured(f"{path}: " + "; ".join(_explain(error) for error in exc.errors())) from exc
+    except ValueError as exc:  # an environment override that is not JSON where a list or a section is due
+        raise Misconfigured(f"environment {PREFIX}*: a value cannot be read; lists and sections are given as JSON") from exc
+    base = path.parent.resolve()
+    trust = settings.trust.model_copy(
+        update={
+            "key": base / settings.trust.key,
+            "certificate": base / settings.trust.certificate,
+            "authorities": tuple(base / one for one in settings.trust.authorities),
+            "cluster_key": base / settings.trust.cluster_key,
+            "cluster_certificate": base / settings.trust.cluster_certificate,
+        }
+    )
+    return settings.model_copy(update={"trust": trust})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise Misconfigured(f"{path}: no such file; name one with --config or $STSYNC_CONFIG") from exc
+    except OSError as exc:
+        raise Misconfigured(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise Misconfigured(f"{path}: not valid TOML: {exc}") from exc
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}: {text}" if key else text

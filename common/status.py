@@ -1,0 +1,204 @@
+"""What `status` shows, read from the node's own database whether or not its service runs (DESIGN §9, INTERFACE)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from sqlalchemy import func, select
+from sqlalchemy.engine import Connection
+
+from common import nodestate
+from common.bookkeeping import captured, journal, outbox, rejected, reports
+from common.database import Database
+from common.nodestate import NodeState, Role, State
+from common.settings import Settings
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One secondary, as this node knows it."""
+
+    name: str
+    state: State
+    epoch: int
+    sequence: int
+    behind: int
+    lag_ms: float | None
+    quarantined: int
+    last_full_sync: str | None
+    last_report: str | None
+    reason: str | None
+    refused: dict[str, int] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """As INTERFACE has it, and `refused`: messages that failed a check, by kind."""
+        return {
+            "name": self.name,
+            "state": str(self.state),
+            "epoch": self.epoch,
+            "sequence": self.sequence,
+            "behind": self.behind,
+            "lag_ms": None if self.lag_ms is None else round(self.lag_ms, 1),
+            "quarantined": self.quarantined,
+            "last_full_sync": self.last_full_sync,
+            "last_report": self.last_report,
+            "reason": self.reason,
+            "refused": self.refused,
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """A node's status: its own standing and, on the primary, that of every secondary."""
+
+    document: dict[str, Any]
+    nodes: tuple[NodeStatus, ...]
+    in_sync: bool
+
+
+def read(database: Database, settings: Settings) -> Status:
+    """Read it; raises Misconfigured before `install`, Unavailable when the database is away."""
+    running = service_runs(database)
+    with database.connect(read_only=True) as connection:
+        state = nodestate.read_installed(connection, settings)
+        warnings = _warnings(connection, database)
+        if state.role is Role.PRIMARY:
+            return _primary(connection, settings, state, running, warnings)
+        return _secondary(connection, settings, state, running, warnings)
+
+
+def service_runs(database: Database) -> bool:
+    """Whether `stsync run` works on this database now."""
+    connection = database.open()
+    try:
+        with database.guard():
+            return not database.dialect.lock(connection)
+    finally:
+        connection.close()
+
+
+def _primary(
+    connection: Connection, settings: Settings, state: NodeState, running: bool, warnings: list[str]  # noqa: FBT001
+) -> Status:
+    heard = {row.name: row for row in connection.execute(select(reports))}
+    nodes = tuple(
+        _reported(name, heard.get(name), state, settings, running) for name in settings.cluster.names if name != state.name
+    )
+    first, last, size = connection.execute(
+        select(func.min(journal.c.sequence), func.max(journal.c.sequence), func.sum(journal.c.size))
+    ).one()
+    document = {
+        "cluster": state.cluster,
+        "node": state.name,
+        "role": str(state.role),
+        "service": "running" if running else "stopped",
+        "epoch": state.position.epoch,
+        "sequence": state.position.sequence,
+        "outbox": connection.execute(select(func.count()).select_from(outbox)).scalar_one(),
+        "journal": {"first": first or 0, "last": last or 0, "bytes": int(size or 0)},
+        "published": state.published,
+        "nodes": [node.document() for node in nodes],
+        "session": None,
+        "refused": nodestate.refused(connection),
+        "warnings": warnings,
+    }
+    return Status(document, nodes, all(node.state is State.IN_SYNC for node in nodes))
+
+
+def _reported(name: str, row: Any, state: NodeState, settings: Settings, running: bool) -> NodeStatus:  # noqa: FBT001
+    head = state.position
+    if row is None:
+        reason = "has never reported" if running else "this node's service does not run; start it with `stsync run`"
+        return NodeStatus(name, State.OFFLINE, head.epoch, 0, head.sequence, None, 0, None, None, reason)
+    found = State(row.state)
+    reason = row.reason
+    behind = max(0, head.sequence - row.sequence)
+    silent_s = (nodestate.now_ms() - row.heard_ms) / 1000
+    if silent_s > settings.intervals.offline_after_s:
+        found = State.OFFLINE
+        reason = f"nothing was heard from it for {silent_s:.0f} s"
+        if not running:
+            reason += "; this node's service does not run, start it with `stsync run`"
+    elif found is State.IN_SYNC and behind:
+        found, reason = State.CATCHING_UP, reason or f"{behind} batches behind"
+    return NodeStatus(
+        name=name,
+        state=found,
+        epoch=row.epoch,
+        sequence=row.sequence,
+        behind=behind,
+        lag_ms=row.lag_ms,
+        quarantined=row.quarantined,
+        last_full_sync=row.last_full_sync,
+        last_report=nodestate.iso(row.heard_ms),
+        reason=reason,
+        refused=orjson.loads(row.refused_json),
+    )
+
+
+def _secondary(
+    connection: Connection, settings: Settings, state: NodeState, running: bool, warnings: list[str]  # noqa: FBT001
+) -> Status:
+    quarantined = nodestate.quarantined(connection)
+    behind = max(0, state.head[1] - state.position.sequence)
+    found, reason = _own_state(state, settings, running, behind, quarantined)
+    own = NodeStatus(
+        name=state.name,
+        state=found,
+        epoch=state.position.epoch,
+        sequence=state.position.sequence,
+        behind=behind,
+        lag_ms=state.lag_ms,
+        quarantined=quarantined,
+        last_full_sync=nodestate.iso(state.last_full_sync_ms),
+        last_report=None,
+        reason=reason,
+        refused=nodestate.refused(connection),
+    )
+    document = {
+        "cluster": state.cluster,
+        "node": state.name,
+        "role": str(state.role),
+        "primary": state.primary_name,
+        "service": "running" if running else "stopped",
+        **{key: value for key, value in own.document().items() if key not in {"name", "last_report"}},
+        "primary_heard": nodestate.iso(state.heard_ms) if state.heard_ms else None,
+        "outbox": connection.execute(select(func.count()).select_from(outbox)).scalar_one(),
+        "warnings": warnings,
+    }
+    return Status(document, (own,), found is State.IN_SYNC)
+
+
+def _own_state(
+    state: NodeState, settings: Settings, running: bool, behind: int, quarantined: int  # noqa: FBT001
+) -> tuple[State, str | None]:
+    if state.state in (State.NEEDS_FULL_SYNC, State.REFUSED):
+        return state.state, state.reason
+    if not running:
+        return State.OFFLINE, "this node's service does not run; start it with `stsync run`"
+    silent_s = (nodestate.now_ms() - state.heard_ms) / 1000
+    if silent_s > settings.intervals.offline_after_s:
+        since = f"for {silent_s:.0f} s" if state.heard_ms else "so far"
+        return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {since}"
+    if behind:
+        return State.CATCHING_UP, f"{behind} batches behind the primary"
+    if quarantined:
+        return State.IN_SYNC, f"{quarantined} changes could not be applied; see `stsync quarantine list`"
+    return State.IN_SYNC, None
+
+
+def _warnings(connection: Connection, database: Database) -> list[str]:
+    found = []
+    unfit = connection.execute(select(func.count()).select_from(rejected)).scalar_one()
+    if unfit:
+        reason = connection.execute(select(rejected.c.reason).order_by(rejected.c.id.desc()).limit(1)).scalar_one()
+        found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
+    known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
+    tables = database.dialect.tables(connection)
+    changed = sorted(name for name, print_ in known.items() if name not in tables or tables[name].fingerprint() != print_)
+    if changed:
+        found.append(
+            f"the schema of {', '.join(changed)} changed since capture was installed: run `stsync install` on every node; "
+            "a full synchronization is needed"
+        )
+    return found

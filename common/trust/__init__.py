@@ -1,0 +1,1 @@
+"""Who a node is, and how its messages are signed and sealed."""

@@ -1,0 +1,1 @@
+"""A secondary's side: receive, verify, replay, quarantine, report."""

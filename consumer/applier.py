@@ -1,0 +1,284 @@
+"""The secondary's worker: judges what arrives, applies it with its position, asks for what is missing (DESIGN §7).
+
+One thread calls it and owns its state and its database connection; pika's threads only put deliveries into a queue and never
+wait for the database (TRAPS 24).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import structlog
+from sqlalchemy.engine import Connection
+
+from common import nodestate
+from common.broker import Delivery
+from common.changes import Frame, Position, decode_frames
+from common.database import Database
+from common.errors import MessageRefused, NeedsFullSync
+from common.live_lists import LiveLists
+from common.nodestate import State
+from common.settings import Settings
+from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
+from consumer import quarantine
+from consumer.gate import Assembly, Verdict
+from consumer.replay import Replayer, Unit
+from consumer.standing import Standing
+
+CATCH_UP_BATCHES = 500
+_SAVE_HEARD_S = 3.0
+_GRACE_S = 0.3
+_RESTORED_AFTER = 3  # heartbeats in a row that are behind what this node has
+
+
+class Applier:
+    """See the module. `ask(first, limit)` sends a catch-up request; False: it could not be sent now."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        reader: Reader,
+        lists: LiveLists,
+        primary: str,
+        ask: Callable[[int, int], bool],
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._reader = reader
+        self._lists = lists
+        self._ask = ask
+        self._log = structlog.get_logger("applier")
+        self._position = Position(1, 0)
+        self._assembly = Assembly(self._position, primary, settings.replay.hold_bytes)
+        self._primary = primary
+        self._replayer: tuple[int, Replayer] | None = None
+        self._head = (1, 0)
+        self._beat = 0
+        self._behind_us = 0
+        self._heard: float | None = None
+        self._saved_heard = 0.0
+        self._progress = time.monotonic()
+        self._asked = (0, 0, 0.0)
+        self._quarantined = 0
+        self._retried = 0.0
+        self._lag_ms: float | None = None
+        self._needs: str | None = None
+        self._stuck: str | None = None
+        self._refused: dict[str, int] = {}
+        self._last_full_sync_ms: int | None = None
+        self._catching_up_until = 0
+
+    def load(self, connection: Connection) -> None:
+        """Begin from what the database says."""
+        state = nodestate.read_installed(connection, self._settings)
+        self._position = state.position
+        self._assembly.reset(state.position)
+        self._head = max(self._head, state.head)
+        self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
+        self._lag_ms = state.lag_ms
+        self._last_full_sync_ms = state.last_full_sync_ms
+        self._quarantined = nodestate.quarantined(connection)
+        self._refused = nodestate.refused(connection)
+        connection.rollback()
+
+    def standing(self) -> Standing:
+        """This moment, for reports."""
+        return Standing(
+            position=self._position,
+            head=self._head,
+            quarantined=self._quarantined,
+            refused=tuple(sorted(self._refused.items())),
+            lag_ms=self._lag_ms,
+            last_full_sync_ms=self._last_full_sync_ms,
+            heard_s=None if self._heard is None else time.monotonic() - self._heard,
+            needs_full_sync=self._needs,
+            stuck=self._stuck,
+        )
+
+    def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
+        """Handle what arrived (perhaps nothing) and what is due. Raises Unavailable: then `load`, and nothing is lost."""
+        for delivery in deliveries:
+            try:
+                self._receive(connection, delivery)
+            except MessageRefused as exc:
+                self._refuse(connection, exc)
+            except NeedsFullSync as exc:
+                self._give_up(connection, str(exc))
+        while self._assembly.ready and self._needs is None:
+            try:
+                self._apply(connection)
+            except MessageRefused as exc:  # signed by the primary, complete, and yet not readable: no catch-up mends it
+                connection.rollback()
+                self._refuse(connection, exc)
+                self._give_up(connection, f"the change set after sequence {self._position.sequence} cannot be read: {exc}")
+        self._after(connection)
+
+    def _receive(self, connection: Connection, delivery: Delivery) -> None:
+        message = self._reader.verify(delivery.body)
+        kind = message.header.kind
+        if kind is MessageKind.BATCH:
+            self._batch(message, redelivered=delivery.redelivered)
+            return
+        if message.header.sender != self._primary:
+            raise MessageRefused("sender", f"a {kind} message of {message.header.sender!r}; the primary is {self._primary!r}")
+        if message.header.epoch < self._position.epoch:
+            raise MessageRefused("epoch", f"a {kind} message of epoch {message.header.epoch}; this node is in {self._position.epoch}")
+        if kind is MessageKind.HEARTBEAT:
+            self._heartbeat(message, parse_body(self._reader.open(message), Heartbeat))
+        elif kind is MessageKind.PAST_RETENTION:
+            answer = parse_body(self._reader.open(message), PastRetention)
+            if answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
+                self._give_up(connection, self._past_retention(answer.journal_first))
+        else:
+            raise MessageRefused("sender", f"a {kind} message where only the primary speaks")
+
+    def _batch(self, message: Verified, *, redelivered: bool) -> None:
+        if self._needs is not None:
+            self._see_head(message.header.epoch, message.header.sequence)
+            return
+        self._reader.open(message)
+        verdict = self._assembly.offer(message)
+        if verdict is Verdict.APPLY:
+            self._progress = time.monotonic()
+        self._see_head(message.header.epoch, message.header.sequence)
+        if verdict is Verdict.DROP and not redelivered and message.header.sequence > self._catching_up_until:
+            raise MessageRefused("replayed", f"batch {message.header.sequence} of {message.header.sender!r} once more")
+
+    def _heartbeat(self, message: Verified, beat: Heartbeat) -> None:
+        if beat.number <= self._beat:
+            raise MessageRefused("replayed", f"a heartbeat of {message.header.sender!r} that was received before, or an older one")
+        self._beat = beat.number
+        self._heard = time.monotonic()
+        self._head = max(self._head, (message.header.epoch, beat.sequence))
+        position = self._position
+        self._behind_us = self._behind_us + 1 if beat.sequence < position.sequence else 0
+        if self._behind_us >= _RESTORED_AFTER or (
+            position.sequence and beat.sequence == position.sequence and beat.hash != position.hash
+        ):
+            raise NeedsFullSync(
+                f"the primary stands at sequence {beat.sequence} of a history that is not this node's, which is at "
+                f"{position.sequence}; was the primary's database restored from a backup?"
+            )
+        first = beat.journal_first or beat.sequence + 1
+        if self._needs is None and position.sequence < beat.sequence and position.sequence + 1 < first:
+            raise NeedsFullSync(self._past_retention(first))
+
+    def _past_retention(self, first: int) -> str:
+        return (
+            f"this node has sequence {self._position.sequence} and the primary's journal begins at {first}: what lies between is "
+            "past retention"
+        )
+
+    def _see_head(self, epoch: int, sequence: int) -> None:
+        self._head = max(self._head, (epoch, sequence))
+
+    def _apply(self, connection: Connection) -> None:
+        """As many ready change sets as fit one transaction, together with the position (TRAPS 7)."""
+        count, batches = 0, 0
+        for parts in self._assembly.ready:
+            if count and batches + len(parts) > self._settings.replay.group_batches:
+                break
+            count, batches = count + 1, batches + len(parts)
+        units = [self._unit(parts) for parts in self._assembly.ready[:count]]
+        replayer = self._replayer_now()
+        failed = replayer.apply(connection, units)
+        quarantine.add(connection, replayer, failed)
+        if self._quarantined:
+            frames = (frame for unit in units for frame in unit.frames())
+            quarantine.overtaken(connection, frames, self._lists.tables)
+        newest = self._assembly.ready[count - 1][-1].header
+        after = Position(newest.epoch, newest.sequence, self._assembly.ready[count - 1][-1].hash)
+        lag_ms = max(0.0, time.time() * 1000 - newest.issued_ms)
+        nodestate.advance(connection, self._position, after, lag_ms=lag_ms, head_epoch=self._head[0], head_sequence=self._head[1])
+        connection.commit()
+        self._assembly.taken(count)
+        self._position, self._lag_ms = after, lag_ms
+        self._progress, self._stuck = time.monotonic(), None
+        if failed or self._quarantined:
+            self._count_quarantined(connection, failed_now=len(failed))
+        self._log.debug("applied", sequence=after.sequence, units=count, batches=batches)
+
+    def _unit(self, parts: tuple[Verified, ...]) -> Unit:
+        limit = self._settings.replay.max_change_bytes
+
+        def frames() -> Iterator[Frame]:
+            return decode_frames((self._reader.open(part) for part in parts), max_frame_bytes=limit)
+
+        header = parts[0].header
+        size = sum(part.size for part in parts) * (8 if len(parts) > 1 else 1)
+        return Unit(header.epoch, header.sequence, size, frames)
+
+    def _replayer_now(self) -> Replayer:
+        generation = self._lists.generation
+        if self._replayer is None or self._replayer[0] != generation:
+            replayer = Replayer(self._database.dialect, self._lists.tables, self._settings.replay.statement_bytes)
+            self._replayer = (generation, replayer)
+        return self._replayer[1]
+
+    def _after(self, connection: Connection) -> None:
+        now = time.monotonic()
+        if self._needs is None:
+            self._ask_if_missing(now)
+        if self._quarantined:
+            self._retry(connection, now)
+        if self._heard is not None and now - self._saved_heard > _SAVE_HEARD_S:
+            self._saved_heard = now
+            age_ms = int((now - self._heard) * 1000)
+            nodestate.save(
+                connection,
+                heard_ms=nodestate.now_ms() - age_ms,
+                head_epoch=self._head[0],
+                head_sequence=self._head[1],
+                state=State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP,
+                reason=self._needs or self._stuck,
+            )
+            connection.commit()
+
+    def _ask_if_missing(self, now: float) -> None:
+        first = self._assembly.position.sequence + 1
+        if self._head[1] < first and not self._assembly.waiting:
+            return
+        asked_first, asked_last, asked_at = self._asked
+        if asked_first <= first <= asked_last:
+            patience, since = self._settings.intervals.catch_up_retry_s, max(self._progress, asked_at)
+        else:
+            patience, since = (0.0 if self._assembly.waiting else _GRACE_S), self._progress
+        if now - since >= patience and self._ask(first, CATCH_UP_BATCHES):
+            self._asked = (first, first + CATCH_UP_BATCHES - 1, now)
+            self._catching_up_until = max(self._catching_up_until, self._head[1])
+            self._log.info("catch_up_asked", first=first, head=self._head[1])
+
+    def _retry(self, connection: Connection, now: float) -> None:
+        due = now - self._retried > self._settings.replay.retry_quarantine_s or self._progress > self._retried
+        if now - self._retried < 0.5 or not (due or quarantine.requested(connection)):
+            return
+        self._retried = now
+        done = quarantine.retry(connection, self._replayer_now())
+        connection.commit()
+        if done:
+            self._log.info("quarantine_retried", applied=done)
+        self._count_quarantined(connection)
+
+    def _count_quarantined(self, connection: Connection, failed_now: int = 0) -> None:
+        self._quarantined = nodestate.quarantined(connection)
+        connection.rollback()
+        if failed_now:
+            self._log.warning("changes_quarantined", now=failed_now, all=self._quarantined, see="stsync quarantine list")
+
+    def _refuse(self, connection: Connection, exc: MessageRefused) -> None:
+        first = nodestate.count_refusal(connection, exc.kind, "events", str(exc))
+        connection.commit()
+        self._refused = nodestate.refused(connection)
+        connection.rollback()
+        if first:
+            self._log.warning("message_refused", kind=exc.kind, source="events", reason=str(exc))
+        if exc.kind in {"certificate", "seal", "version", "malformed", "epoch"} and self._head[1] > self._position.sequence:
+            self._stuck = f"a message needed to go on was refused: {exc}"
+
+    def _give_up(self, connection: Connection, reason: str) -> None:
+        if self._needs is not None:
+            return
+        self._needs = reason
+        nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason)
+        connection.commit()
+        self._log.error("needs_full_sync", reason=reason)

@@ -1,0 +1,143 @@
+"""The fast path's plan: a unit of changes as few statements, pure (DESIGN §7, TRAPS 27).
+
+Each table's changes are collapsed to the final state of each row where several touch it. Inserts and updates come first, parents
+before children; deletes come last, children before parents. In this order a statement either does what the original order
+would have done or is refused by a constraint: at no point does a cascade meet a row that belongs to the final state. What
+cannot be collapsed that way (a key that changed, a truncation, a row deleted and inserted anew, which may have cascaded) has
+no plan and is replayed in the original order.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from common.changes import SEPARATOR, Frame, Kind, keys_of
+from common.schema import ListedTable
+
+_BULK = (Kind.INSERT, Kind.UPDATE, Kind.DELETE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement: rows of one table and kind, each key at most once."""
+
+    table: str
+    kind: Kind
+    columns: tuple[str, ...]
+    count: int
+    rows: str
+
+
+@dataclass
+class _Pile:
+    """The changes of one table: as they came while nothing meets twice, by key as soon as that must be known."""
+
+    table: ListedTable
+    frames: list[Frame] = field(default_factory=list)
+
+    def needs_keys(self) -> bool:
+        """Whether rows may meet: updates may repeat a key, kinds may follow each other on one row."""
+        return len({frame.kind for frame in self.frames}) > 1 or self.frames[0].kind is Kind.UPDATE
+
+    def steps(self, max_bytes: int) -> list[Step] | None:
+        if len({frame.columns for frame in self.frames if frame.kind is not Kind.DELETE}) > 1:
+            return None
+        if not self.needs_keys():
+            return list(_packed(((f.kind, f.columns, f.count, f.rows) for f in self.frames), self.table.name, max_bytes))
+        final = self._final()
+        if final is None:
+            return None
+        columns = {frame.kind: frame.columns for frame in self.frames}
+        columns.setdefault(Kind.INSERT, columns.get(Kind.UPDATE, ()))
+        steps: list[Step] = []
+        for kind in _BULK:
+            rows = ((kind, columns[kind], 1, row) for known, row in final.values() if known is kind)
+            steps += _packed(rows, self.table.name, max_bytes)
+        return steps
+
+    def _final(self) -> dict[str | tuple[str, ...], tuple[Kind, str]] | None:
+        """The last state of each key; None when only the original order is right."""
+        final: dict[str | tuple[str, ...], tuple[Kind, str]] = {}
+        for frame in self.frames:
+            for key, row in zip(keys_of(frame, len(self.table.key)), frame.texts(), strict=True):
+                before = final.get(key)
+                kind: Kind | None = frame.kind
+                if before is not None:
+                    kind = _after(before[0], frame.kind)
+                    if kind is None:
+                        return None
+                final[key] = (kind or frame.kind, row)
+        return final
+
+
+def _after(before: Kind, now: Kind) -> Kind | None:
+    """Two changes of one row as one; None when they may not be merged."""
+    if now is Kind.DELETE:
+        return Kind.DELETE
+    if now is Kind.UPDATE and before is not Kind.DELETE:
+        return before
+    return None
+
+
+def fast(frames: Iterable[Frame], listed: Mapping[str, ListedTable], order: Sequence[str], max_bytes: int) -> list[Step] | None:
+    """The statements for these frames, `order` being the tables with parents first; None when there is no such plan.
+
+    Raises MessageRefused when a row does not begin with its key.
+    """
+    piles: dict[str, _Pile] = {}
+    for frame in frames:
+        table = listed.get(frame.table)
+        if table is None or frame.kind not in _BULK:
+            return None
+        piles.setdefault(frame.table, _Pile(table)).frames.append(frame)
+    puts: list[Step] = []
+    deletes: list[Step] = []
+    for name in order:
+        if name in piles:
+            steps = piles[name].steps(max_bytes)
+            if steps is None:
+                return None
+            puts += [step for step in steps if step.kind is not Kind.DELETE]
+            deletes = [step for step in steps if step.kind is Kind.DELETE] + deletes
+    return puts + deletes
+
+
+def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Iterator[Step]:
+    """The frames in their original order as statements in which no key stands twice."""
+    for frame in frames:
+        table = listed.get(frame.table)
+        if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None:
+            yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows)
+            continue
+        seen: set[str | tuple[str, ...]] = set()
+        run: list[str] = []
+        for key, row in zip(keys_of(frame, len(table.key)), frame.texts(), strict=True):
+            if key in seen:
+                yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run))
+                seen, run = set(), []
+            seen.add(key)
+            run.append(row)
+        yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run))
+
+
+def single(frames: Iterable[Frame]) -> Iterator[Step]:
+    """The frames in their original order, one change a step."""
+    for frame in frames:
+        for row in frame.texts():
+            yield Step(frame.table, frame.kind, frame.columns, 1, row)
+
+
+def _packed(rows: Iterable[tuple[Kind, tuple[str, ...], int, str]], table: str, max_bytes: int) -> Iterator[Step]:
+    """Neighbours joined into statements of about `max_bytes`."""
+    head: tuple[Kind, tuple[str, ...]] | None = None
+    texts: list[str] = []
+    count = size = 0
+    for kind, columns, number, text in rows:
+        if texts and head is not None and (head != (kind, columns) or size + len(text) > max_bytes):
+            yield Step(table, head[0], head[1], count, SEPARATOR.join(texts))
+            texts, count, size = [], 0, 0
+        head = (kind, columns)
+        texts.append(text)
+        count += number
+        size += len(text)
+    if texts and head is not None:
+        yield Step(table, head[0], head[1], count, SEPARATOR.join(texts))

@@ -1,0 +1,143 @@
+"""Changes that could not be applied here: kept with their reason, retried, given up when overtaken (TRAPS 29)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy import delete, select, update
+from sqlalchemy.engine import Connection
+
+from common.bookkeeping import quarantine
+from common.changes import Frame, Kind, keys_of
+from common.errors import MessageRefused
+from common.nodestate import now_ms
+from common.schema import ListedTable
+from consumer.plan import Step
+from consumer.replay import Failed, Replayer
+
+RETRIED_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A quarantined change."""
+
+    id: int
+    epoch: int
+    sequence: int
+    step: Step
+    key: str
+    reason: str
+    attempts: int
+    first_ms: int
+    last_ms: int
+
+
+def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) -> None:
+    """Store changes that failed, in the transaction that applied the others."""
+    at = now_ms()
+    rows = [
+        {
+            "epoch": one.epoch,
+            "sequence": one.sequence,
+            "table_name": one.step.table,
+            "kind": one.step.kind.value,
+            "columns_json": orjson.dumps(one.step.columns).decode(),
+            "key_json": replayer.key(one.step),
+            "row_json": one.step.rows,
+            "reason": one.reason,
+            "attempts": 1,
+            "first_ms": at,
+            "last_ms": at,
+        }
+        for one in failed
+    ]
+    if rows:
+        connection.execute(quarantine.insert(), rows)
+
+
+def entries(connection: Connection, ids: Sequence[int] = ()) -> list[Entry]:
+    """The quarantined changes, or those with these ids, in the order in which they failed."""
+    statement = select(quarantine).order_by(quarantine.c.id)
+    if ids:
+        statement = statement.where(quarantine.c.id.in_(ids))
+    return [
+        Entry(
+            id=row.id,
+            epoch=row.epoch,
+            sequence=row.sequence,
+            step=Step(row.table_name, Kind(row.kind), tuple(orjson.loads(row.columns_json)), 1, row.row_json),
+            key=row.key_json,
+            reason=row.reason,
+            attempts=row.attempts,
+            first_ms=row.first_ms,
+            last_ms=row.last_ms,
+        )
+        for row in connection.execute(statement)
+    ]
+
+
+def retry(connection: Connection, replayer: Replayer, ids: Sequence[int] = ()) -> int:
+    """Try again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason."""
+    waiting = entries(connection, ids)[:RETRIED_AT_ONCE]
+    results = replayer.retry(connection, [entry.step for entry in waiting])
+    at = now_ms()
+    done = [entry.id for entry, reason in zip(waiting, results, strict=True) if reason is None]
+    for entry, reason in zip(waiting, results, strict=True):
+        if reason is not None:
+            connection.execute(
+                update(quarantine)
+                .where(quarantine.c.id == entry.id)
+                .values(reason=reason, attempts=quarantine.c.attempts + 1, last_ms=at, requested=0)
+            )
+    discard(connection, done)
+    return len(done)
+
+
+def request_retry(connection: Connection, ids: Sequence[int]) -> None:
+    """Ask the running service to retry these."""
+    connection.execute(update(quarantine).where(quarantine.c.id.in_(ids)).values(requested=1))
+
+
+def requested(connection: Connection) -> list[int]:
+    """What the service was asked to retry."""
+    return list(connection.execute(select(quarantine.c.id).where(quarantine.c.requested == 1)).scalars())
+
+
+def discard(connection: Connection, ids: Sequence[int]) -> int:
+    """Give changes up; the number that stood there."""
+    if not ids:
+        return 0
+    return connection.execute(delete(quarantine).where(quarantine.c.id.in_(ids))).rowcount
+
+
+def overtaken(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> int:
+    """Give up quarantined changes whose row was since set or deleted by these frames, which were applied; the number.
+
+    A later change carries the whole row: applying the older one after it would bring back what is past.
+    """
+    waiting = entries(connection)
+    tables = {entry.step.table for entry in waiting}
+    later: dict[tuple[str, str], list[tuple[Kind, frozenset[str]]]] = {}
+    for frame in frames:
+        table = listed.get(frame.table)
+        if frame.table in tables and table is not None and frame.kind is not Kind.TRUNCATE:
+            for key in _keys(frame, table):
+                later.setdefault((frame.table, key), []).append((frame.kind, frozenset(frame.columns)))
+    gone = [
+        entry.id
+        for entry in waiting
+        if any(
+            kind is Kind.DELETE or columns >= frozenset(entry.step.columns)
+            for kind, columns in later.get((entry.step.table, entry.key), ())
+        )
+    ]
+    return discard(connection, gone)
+
+
+def _keys(frame: Frame, table: ListedTable) -> list[str]:
+    try:
+        found = keys_of(frame, len(table.key))
+    except MessageRefused:
+        return []  # such a frame failed as a whole and overtakes nothing
+    return [key if isinstance(key, str) else ",".join(key) for key in found]

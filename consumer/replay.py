@@ -1,0 +1,218 @@
+"""Applies change sets to the database: fast as a whole, else in the original order, else change by change (DESIGN §7)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from common.changes import Frame, Kind
+from common.dialects.base import Dialect, TableWriter, run, without_old_key
+from common.errors import NotApplicable
+from common.schema import ListedTable, parents_first
+from consumer import plan
+from consumer.plan import Step
+
+FAST_BYTES = 16 << 20  # above it a unit is streamed in the original order, so that memory stays bounded
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A whole change set: its place in the log, the size of its stream, and its frames, readable more than once."""
+
+    epoch: int
+    sequence: int
+    size: int
+    frames: Callable[[], Iterator[Frame]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A change that could not be applied, why, and where it stands in the log."""
+
+    epoch: int
+    sequence: int
+    step: Step
+    reason: str
+
+
+class Replayer:
+    """Applies units within the caller's transaction; what fails by its own fault comes back, the rest is applied.
+
+    Raises Unavailable when the database is away (nothing is then to be committed), MessageRefused for frames that are none.
+    """
+
+    def __init__(self, dialect: Dialect, listed: Mapping[str, ListedTable], statement_bytes: int) -> None:
+        self._dialect = dialect
+        self._listed = listed
+        self._order = parents_first(listed.values())
+        self._statement_bytes = statement_bytes
+        self._writers: dict[tuple[str, tuple[str, ...]], TableWriter] = {}
+
+    def apply(self, connection: Connection, units: Sequence[Unit]) -> list[Failed]:
+        """Apply units in order: together if that goes, else one after the other."""
+        self._dialect.enter_replay(connection)
+        failed: list[Failed] = []
+        if not self._together(connection, units):
+            for unit in units:
+                failed += self._alone(connection, unit)
+        self._dialect.leave_replay(connection)
+        return failed
+
+    def retry(self, connection: Connection, steps: Iterable[Step]) -> list[str | None]:
+        """Try single changes again, each by itself: None where it went, else the reason."""
+        self._dialect.enter_replay(connection)
+        results = [self._try(connection, step, settle=True) for step in steps]
+        self._dialect.leave_replay(connection)
+        return results
+
+    def _together(self, connection: Connection, units: Sequence[Unit]) -> bool:
+        if sum(unit.size for unit in units) > FAST_BYTES:
+            return False
+        frames = [frame for unit in units for frame in unit.frames()]
+        steps = plan.fast(frames, self._listed, self._order, self._statement_bytes)
+        return steps is not None and self._whole(connection, steps)
+
+    def _alone(self, connection: Connection, unit: Unit) -> list[Failed]:
+        if unit.size <= FAST_BYTES:
+            steps = plan.fast(list(unit.frames()), self._listed, self._order, self._statement_bytes)
+            if steps is not None and self._whole(connection, steps):
+                return []
+        if self._whole(connection, plan.ordered(unit.frames(), self._listed)):
+            return []
+        if self._whole(connection, plan.ordered(unit.frames(), self._listed), gently=True):
+            return []
+        return self._one_by_one(connection, unit)
+
+    def _whole(self, connection: Connection, steps: Iterable[Step], *, gently: bool = False) -> bool:
+        """All of it or nothing; `gently`: an insert of a row that is there already sets it."""
+        try:
+            with self._savepoint(connection):
+                cursor = connection.connection.cursor()
+                for step in steps:
+                    self._run(cursor, connection, step, gently=gently)
+                cursor.close()
+                self._dialect.settle(connection)
+        except NotApplicable:
+            return False
+        return True
+
+    def _one_by_one(self, connection: Connection, unit: Unit) -> list[Failed]:
+        """Each change by itself, in the original order; what failed is tried again as long as anything still succeeds.
+
+        A change that failed is given up when a later one of the same row succeeded: each carries the whole row.
+        """
+        waiting: list[tuple[int, Step, str]] = []
+        done: dict[tuple[str, str], int] = {}
+        for number, step in enumerate(plan.single(unit.frames())):
+            reason = self._try(connection, step, settle=False)
+            if reason is None:
+                done[step.table, self.key(step)] = number
+            else:
+                waiting.append((number, step, reason))
+        settle_each = not self._settled(connection)
+        progress = True
+        while waiting and progress:
+            waiting = [one for one in waiting if done.get((one[1].table, self.key(one[1])), -1) < one[0]]
+            still = []
+            for number, step, _ in waiting:
+                reason = self._try(connection, step, settle=settle_each)
+                if reason is None:
+                    done[step.table, self.key(step)] = number
+                else:
+                    still.append((number, step, reason))
+            progress = len(still) < len(waiting)
+            waiting = still
+        return [Failed(unit.epoch, unit.sequence, step, reason) for _, step, reason in waiting]
+
+    def _settled(self, connection: Connection) -> bool:
+        try:
+            with self._savepoint(connection):
+                self._dialect.settle(connection)
+        except NotApplicable:
+            return False
+        return True
+
+    def _try(self, connection: Connection, step: Step, *, settle: bool) -> str | None:
+        try:
+            with self._savepoint(connection):
+                cursor = connection.connection.cursor()
+                self._run(cursor, connection, step, gently=True)
+                cursor.close()
+                if settle:
+                    self._dialect.settle(connection)
+        except NotApplicable as exc:
+            return str(exc)
+        return None
+
+    @contextmanager
+    def _savepoint(self, connection: Connection) -> Iterator[None]:
+        """A savepoint; a driver's exception inside rolls back to it and comes out as ours."""
+        nested = connection.begin_nested()
+        try:
+            yield
+        except self._dialect.errors as exc:
+            error = self._dialect.translate(exc)
+            if isinstance(error, NotApplicable):
+                nested.rollback()
+            raise error from exc
+        except NotApplicable:
+            nested.rollback()
+            raise
+        nested.commit()
+
+    def _run(self, cursor: Any, connection: Connection, step: Step, *, gently: bool) -> None:
+        table = self._listed.get(step.table)
+        if table is None:
+            raise NotApplicable(f"table {step.table} is not listed in this node's sync_tables.conf")
+        if step.kind is Kind.TRUNCATE:
+            run(connection, self._dialect.truncate(table))
+            return
+        writer = self._writer(table, step.columns)
+        if step.kind is Kind.DELETE:
+            writer.delete(cursor, step.rows)
+            return
+        if step.kind is Kind.INSERT and not gently:
+            _expect(step, writer.insert(cursor, step.rows))
+            return
+        if step.kind is Kind.REKEY:
+            self._rekey(cursor, table, writer, step)
+            return
+        found = writer.update(cursor, step.rows)
+        if found < step.count:
+            _expect(step, found + writer.insert_missing(cursor, step.rows))
+
+    def _rekey(self, cursor: Any, table: ListedTable, writer: TableWriter, step: Step) -> None:
+        for text in step.rows.split(plan.SEPARATOR):
+            if writer.rekey(cursor, text) == 0:
+                row = without_old_key(text, len(table.key))
+                single = replace(step, count=1, rows=row)
+                found = writer.update(cursor, row)
+                if not found:
+                    _expect(single, writer.insert_missing(cursor, row))
+
+    def key(self, step: Step) -> str:
+        """The key of a single change's row as JSON text; after a `rekey`, the new one."""
+        table = self._listed.get(step.table)
+        if table is None or step.kind is Kind.TRUNCATE:
+            return ""
+        width = len(table.key)
+        rows = without_old_key(step.rows, width) if step.kind is Kind.REKEY else step.rows
+        found = plan.keys_of(Frame(step.table, step.kind, step.columns, 1, rows), width)
+        return found[0] if isinstance(found[0], str) else ",".join(found[0])
+
+    def _writer(self, table: ListedTable, columns: tuple[str, ...]) -> TableWriter:
+        known = self._writers.get((table.name, columns))
+        if known is None:
+            names = columns if columns else tuple(c.name for c in table.key)
+            known = self._writers[table.name, columns] = self._dialect.writer(table, names)
+        return known
+
+
+def _expect(step: Step, found: int) -> None:
+    if found != step.count:
+        raise NotApplicable(
+            f"{step.count - found} of {step.count} rows of table {step.table} were not taken: outside the row filter of this node, "
+            "or a local row outside of it has the same key"
+        )

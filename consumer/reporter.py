@@ -1,0 +1,99 @@
+"""Tells the primary where this node stands: at once when it changes, and at an interval (DESIGN §2, report)."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from common.broker import PublishLink
+from common.nodestate import iso
+from common.settings import IntervalSettings
+from common.stop import Stop
+from common.topology import Topology
+from common.wire import CatchUp, MessageKind, Report, Writer, encode_body
+from consumer.standing import Standing, describe
+
+_EXPIRES_S = 60.0
+
+
+class Numbers:
+    """Message numbers that only rise, shared by the threads that send."""
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+        self._lock = threading.Lock()
+
+    def next(self) -> int:
+        """A number never given before."""
+        with self._lock:
+            self._next += 1
+            return self._next
+
+
+class Reporter:
+    """Sends reports from its own thread, and catch-up requests for the applier's."""
+
+    def __init__(
+        self,
+        link: PublishLink,
+        topology: Topology,
+        writer: Writer,
+        primary: str,
+        intervals: IntervalSettings,
+        standing: Callable[[], Standing],
+    ) -> None:
+        self._link = link
+        self._topology = topology
+        self._writer = writer
+        self._primary = primary
+        self._intervals = intervals
+        self._standing = standing
+        self._numbers = Numbers(0)
+        self._changed = threading.Event()
+
+    def start(self, first_number: int) -> None:
+        """Number messages from here on."""
+        self._numbers = Numbers(first_number)
+
+    def changed(self) -> None:
+        """The standing changed: report soon."""
+        self._changed.set()
+
+    def loop(self, stop: Stop) -> None:
+        """Report until stop."""
+        reported: object = None
+        last = 0.0
+        while not stop.is_set():
+            self._changed.wait(min(self._intervals.report_s, 0.5))
+            self._changed.clear()
+            standing = self._standing()
+            state, reason = describe(standing, self._intervals.offline_after_s)
+            now = (standing.position, standing.quarantined, standing.refused, state)
+            if now == reported and time.monotonic() - last < self._intervals.report_s:
+                continue
+            if self._send(standing, state, reason):
+                reported, last = now, time.monotonic()
+            stop.wait(self._intervals.report_min_s)
+
+    def ask(self, epoch: int, first: int, limit: int) -> bool:
+        """Ask the primary for batches from its journal."""
+        body = encode_body(CatchUp(self._numbers.next(), first, limit))
+        return self._publish(MessageKind.CATCH_UP, body, epoch)
+
+    def _send(self, standing: Standing, state: str, reason: str | None) -> bool:
+        report = Report(
+            number=self._numbers.next(),
+            state=str(state),
+            epoch=standing.position.epoch,
+            sequence=standing.position.sequence,
+            hash=standing.position.hash,
+            quarantined=standing.quarantined,
+            lag_ms=standing.lag_ms,
+            last_full_sync=iso(standing.last_full_sync_ms),
+            reason=reason,
+            refused=dict(standing.refused),
+        )
+        return self._publish(MessageKind.REPORT, encode_body(report), standing.position.epoch)
+
+    def _publish(self, kind: MessageKind, body: bytes, epoch: int) -> bool:
+        message = self._writer.write(kind, body, epoch=epoch, audience=self._primary, expires_in_s=_EXPIRES_S)
+        return self._link.publish(self._topology.reports_exchange, "", message, persistent=False)

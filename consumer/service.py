@@ -1,0 +1,121 @@
+"""A secondary's service: receiver, applier and reporter, each in its own thread (README, thread table)."""
+
+import queue
+import time
+
+import structlog
+
+from common import nodestate
+from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
+from common.crew import Crew
+from common.errors import Fault
+from common.live_lists import LiveLists
+from common.runtime import Runtime
+from consumer.applier import Applier
+from consumer.reporter import Reporter
+
+_AT_ONCE = 1000
+
+
+def run(runtime: Runtime) -> None:
+    """Serve as secondary until stop is set; raises what ended it otherwise."""
+    SecondaryService(runtime).run()
+
+
+class SecondaryService:
+    """Puts a secondary's parts together and keeps them running."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        settings, state = runtime.settings, runtime.state
+        self._log = structlog.get_logger("secondary")
+        self._crew = Crew(runtime.stop)
+        self._lists = LiveLists(runtime.database, settings)
+        self._arrived: queue.Queue[Delivery] = queue.Queue()
+        self._publish = PublishLink(
+            settings.broker,
+            runtime.topology,
+            client_name=f"{state.name}-reports",
+            lock=False,
+            on_confirmed=lambda _token: None,
+            on_reset=lambda _generation: None,
+            on_state=lambda found: self._link_state("broker_publish", found, self._publish),
+        )
+        self._consume = ConsumeLink(
+            settings.broker,
+            runtime.topology,
+            queue=runtime.topology.node_queue(state.name),
+            client_name=f"{state.name}-consume",
+            on_delivery=self._arrived.put,
+            on_state=lambda found: self._link_state("broker_consume", found, self._consume),
+        )
+        self._reporter = Reporter(
+            self._publish,
+            runtime.topology,
+            runtime.writer,
+            state.primary_name,
+            settings.intervals,
+            standing=lambda: self._applier.standing(),
+        )
+        self._applier = Applier(
+            runtime.database,
+            settings,
+            runtime.reader,
+            self._lists,
+            state.primary_name,
+            ask=lambda first, limit: self._reporter.ask(state.position.epoch, first, limit),
+        )
+
+    def run(self) -> None:
+        """See the module's `run`."""
+        self._lists.load()
+        with self._runtime.database.connect() as connection:
+            self._reporter.start(nodestate.reserve_numbers(connection))
+            connection.commit()
+            self._applier.load(connection)
+        self._log.info("secondary_started", sequence=self._applier.standing().position.sequence, tables=len(self._lists.tables))
+        self._publish.start()
+        self._consume.start()
+        self._crew.start("applier", self._apply_loop)
+        self._crew.start("reporter", lambda: self._reporter.loop(self._runtime.stop))
+        while not self._runtime.stop.wait(1.0):
+            self._lists.refresh()
+        try:
+            self._crew.join()
+        finally:
+            self._consume.stop()
+            self._publish.stop()
+        self._log.info("secondary_stopped", sequence=self._applier.standing().position.sequence)
+
+    def _apply_loop(self) -> None:
+        stop = self._runtime.stop
+        with self._runtime.database.connect() as connection:
+            self._applier.load(connection)
+            while not stop.is_set():
+                deliveries = self._gather(0.1)
+                before = self._applier.standing().position
+                self._applier.work(connection, deliveries)
+                if deliveries:
+                    self._consume.ack(deliveries[-1], multiple=True)
+                if self._applier.standing().position != before or deliveries:
+                    self._reporter.changed()
+
+    def _gather(self, timeout_s: float) -> list[Delivery]:
+        """What arrived, waiting for the first of it."""
+        found: list[Delivery] = []
+        until = time.monotonic() + timeout_s
+        while len(found) < _AT_ONCE:
+            try:
+                left = max(0.0, until - time.monotonic())
+                found.append(self._arrived.get_nowait() if found else self._arrived.get(timeout=left))
+            except queue.Empty:
+                break
+        return found
+
+    def _link_state(self, event: str, state: LinkState, link: PublishLink | ConsumeLink) -> None:
+        level = self._log.info if state.name in ("ready", "connecting", "stopped") else self._log.warning
+        level(event, state=state.name, reason=state.reason)
+        if state.name == "refused":
+            self._crew.fail(link.fault or Fault(state.reason or "the broker refused"))
+
+

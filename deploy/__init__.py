@@ -1,0 +1,1 @@
+"""Entry points for demo and tests, and the private servers they run on."""

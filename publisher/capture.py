@@ -1,0 +1,136 @@
+"""Puts the listed tables under capture: bookkeeping tables and triggers, brought in line with the lists (DESIGN §4)."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import delete, inspect, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from common import __version__
+from common.bookkeeping import captured, metadata, node
+from common.changes import GENESIS
+from common.catalog import listed_tables
+from common.database import Database
+from common.dialects.base import Trigger, run
+from common.nodestate import Role, State, now_ms, read_installed
+from common.schema import ListedTable
+from common.settings import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `install` would run: statements outside a transaction, then those inside one."""
+
+    prepare: tuple[str, ...]
+    statements: tuple[str, ...]
+    listed: Mapping[str, ListedTable]
+    fingerprints: Mapping[str, tuple[str, str]]
+
+    @property
+    def sql(self) -> str:
+        """All of it, as a person reads it."""
+        return "\n".join(f"{statement};" for statement in (*self.prepare, *self.statements))
+
+
+def plan(database: Database, connection: Connection, settings: Settings) -> Plan:
+    """What has to be run so that exactly the listed tables are captured; nothing when all is in line."""
+    dialect = database.dialect
+    listed = listed_tables(database, connection, settings)
+    wanted = {trigger.name: trigger for table in listed.values() for trigger in dialect.triggers(table)}
+    fingerprints = {
+        name: (table.table.fingerprint(), _digest(t for t in wanted.values() if t.table == name)) for name, table in listed.items()
+    }
+    standing = dialect.installed(connection)
+    known = _known(connection)
+    unchanged = {name for name, print_ in fingerprints.items() if known.get(name) == print_}
+    present = {trigger.name for trigger in standing}
+    statements = list(_missing_tables(connection))
+    statements += [one for trigger in standing if trigger.name not in wanted for one in trigger.drop]
+    for trigger in wanted.values():
+        if trigger.table not in unchanged or trigger.name not in present:
+            statements += trigger.create
+    return Plan(tuple(dialect.prepare(connection)), tuple(statements), listed, fingerprints)
+
+
+def install(database: Database, settings: Settings) -> Plan:
+    """Bring the database in line with the lists; safe to repeat. Raises Misconfigured, Unavailable."""
+    with database.connect() as connection:
+        what = plan(database, connection, settings)
+        connection.rollback()
+        _outside_transaction(connection, what.prepare)
+        for statement in what.statements:
+            run(connection, statement)
+        _register_node(connection, settings)
+        connection.execute(delete(captured))
+        for name, (fingerprint, triggers) in what.fingerprints.items():
+            connection.execute(captured.insert().values(table_name=name, fingerprint=fingerprint, triggers=triggers))
+        connection.commit()
+    return what
+
+
+def uninstall(database: Database) -> list[str]:
+    """Remove the triggers and the bookkeeping tables; the statements that were run."""
+    with database.connect() as connection:
+        statements = [one for trigger in database.dialect.installed(connection) for one in trigger.drop]
+        existing = set(inspect(connection).get_table_names())
+        preparer = connection.dialect.identifier_preparer
+        statements += [f"DROP TABLE {preparer.quote(t.name)}" for t in reversed(metadata.sorted_tables) if t.name in existing]
+        for statement in statements:
+            run(connection, statement)
+        connection.commit()
+    return statements
+
+
+def _digest(triggers: Iterable[Trigger]) -> str:
+    return hashlib.sha256("\n".join(part for trigger in triggers for part in trigger.create).encode()).hexdigest()
+
+
+def _known(connection: Connection) -> dict[str, tuple[str, str]]:
+    if not inspect(connection).has_table(captured.name):
+        return {}
+    return {name: (fingerprint, triggers) for name, fingerprint, triggers in connection.execute(select(captured)).tuples()}
+
+
+def _missing_tables(connection: Connection) -> Iterable[str]:
+    existing = set(inspect(connection).get_table_names())
+    for table in metadata.sorted_tables:
+        if table.name not in existing:
+            yield str(CreateTable(table).compile(connection)).strip()
+            for index in table.indexes:
+                yield str(CreateIndex(index).compile(connection)).strip()
+
+
+def _outside_transaction(connection: Connection, statements: Iterable[str]) -> None:
+    for statement in statements:
+        driver = connection.connection.cursor()
+        driver.execute(statement)
+        driver.close()
+
+
+def _register_node(connection: Connection, settings: Settings) -> None:
+    if connection.execute(select(node.c.id)).first() is not None:
+        read_installed(connection, settings)
+        return
+    first = settings.cluster.names[0]
+    connection.execute(
+        node.insert().values(
+            id=1,
+            name=settings.node.name,
+            cluster=settings.cluster.name,
+            role=Role.PRIMARY if settings.node.name == first else Role.SECONDARY,
+            primary_name=first,
+            epoch=1,
+            sequence=0,
+            hash=GENESIS,
+            published=0,
+            head_epoch=1,
+            head_sequence=0,
+            state=State.CATCHING_UP,
+            numbered=0,
+            heard_ms=0,
+            installed_ms=now_ms(),
+            version=__version__,
+        )
+    )

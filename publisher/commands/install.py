@@ -1,0 +1,47 @@
+"""`stsync install` and `stsync uninstall`: capture in this node's database."""
+
+from typing import Annotated
+
+import typer
+
+from common.commands.options import ConfigOption
+from common.database import Database
+from common.errors import Refused
+from common.settings import load_settings
+from publisher import capture
+
+
+def register(app: typer.Typer) -> None:
+    """Add both commands."""
+    app.command("install")(install)
+    app.command("uninstall")(uninstall)
+
+
+def install(
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL, change nothing.")] = False,
+) -> None:
+    """Create the bookkeeping tables and the triggers of the listed tables; safe to repeat, brings them in line with the lists."""
+    settings = load_settings(config)
+    database = Database(settings.database)
+    if dry_run:
+        with database.connect(read_only=True) as connection:
+            found = capture.plan(database, connection, settings)
+        typer.echo(found.sql or "-- nothing to do: everything is in line with the lists")
+        return
+    done = capture.install(database, settings)
+    tables = f"{len(done.listed)} tables under capture in {database.address}"
+    typer.echo(f"{tables}: {', '.join(done.listed) or 'none'}")
+    if not done.listed:
+        typer.echo("nothing is synchronized: the list selects no table", err=True)
+
+
+def uninstall(config: ConfigOption = None) -> None:
+    """Remove the triggers and the bookkeeping tables, with the position and the journal."""
+    settings = load_settings(config)
+    database = Database(settings.database)
+    with database.connect() as connection:
+        if not database.dialect.lock(connection):
+            raise Refused(f"`stsync run` works on database {database.address}; stop it first")
+        statements = capture.uninstall(database)
+    typer.echo(f"removed from {database.address}: {len(statements)} triggers, functions and tables")

@@ -1,0 +1,102 @@
+"""The journal: every batch as published, kept for catch-up within an explicit retention (TRAPS 8, 12)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.engine import Connection
+
+from common.bookkeeping import journal
+from common.nodestate import now_ms
+from common.settings import JournalSettings
+from publisher.composer import Batch
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What the journal holds: first and last sequence (0 when empty) and its size in bytes."""
+
+    first: int
+    last: int
+    bytes: int
+
+
+def append(connection: Connection, epoch: int, batches: Iterable[Batch]) -> None:
+    """Write batches in the caller's transaction."""
+    at = now_ms()
+    rows = [
+        {"sequence": b.sequence, "epoch": epoch, "hash": b.hash, "message": b.message, "size": len(b.message), "at_ms": at}
+        for b in batches
+    ]
+    if rows:
+        connection.execute(journal.insert(), rows)
+
+
+def read(connection: Connection, first: int, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:
+    """At most `limit` batches from sequence `first` on, in order, without a hole, and no more bytes than `max_bytes`
+    (but at least one batch); empty when `first` is not there."""
+    sizes: Sequence[tuple[int, int]] = (
+        connection.execute(
+            select(journal.c.sequence, journal.c.size)
+            .where(journal.c.sequence >= first)
+            .order_by(journal.c.sequence)
+            .limit(limit)
+        )
+        .tuples()
+        .all()
+    )
+    last, total = first - 1, 0
+    for sequence, size in sizes:
+        if sequence != last + 1 or (total and total + size > max_bytes):
+            break
+        last, total = sequence, total + size
+    if last < first:
+        return []
+    rows = connection.execute(
+        select(journal.c.sequence, journal.c.message)
+        .where(journal.c.sequence.between(first, last))
+        .order_by(journal.c.sequence)
+    )
+    return [(sequence, bytes(message)) for sequence, message in rows.tuples()]
+
+
+def extent(connection: Connection) -> Extent:
+    """What the journal holds now."""
+    row = connection.execute(
+        select(
+            func.coalesce(func.min(journal.c.sequence), 0),
+            func.coalesce(func.max(journal.c.sequence), 0),
+            func.coalesce(func.sum(journal.c.size), 0),
+        )
+    ).one()
+    return Extent(int(row[0]), int(row[1]), int(row[2]))
+
+
+def first_sequence(connection: Connection) -> int:
+    """The first sequence that can be served; 0 when the journal is empty."""
+    return int(connection.execute(select(func.coalesce(func.min(journal.c.sequence), 0))).scalar_one())
+
+
+def prune(connection: Connection, settings: JournalSettings, published: int) -> int:
+    """Delete what is older than the retention or beyond its size, never what is not published yet; the number deleted.
+
+    In the caller's transaction. The newest batch always stays, so that the journal tells where the log stands.
+    """
+    held = extent(connection)
+    oldest_kept_ms = now_ms() - int(settings.max_age_hours * 3_600_000)
+    by_age = connection.execute(
+        select(func.max(journal.c.sequence)).where(journal.c.at_ms < oldest_kept_ms)
+    ).scalar_one()
+    upto = by_age or 0
+    excess = held.bytes - settings.max_bytes
+    if excess > 0:
+        for sequence, size in connection.execute(
+            select(journal.c.sequence, journal.c.size).order_by(journal.c.sequence)
+        ).tuples():
+            if excess <= 0:
+                break
+            upto, excess = max(upto, sequence), excess - size
+    upto = min(upto, published, held.last - 1)
+    if upto < held.first:
+        return 0
+    return connection.execute(delete(journal).where(journal.c.sequence <= upto)).rowcount

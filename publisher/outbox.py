@@ -1,0 +1,149 @@
+"""The outbox: what the relay drains, and a small API for programs that record changes themselves.
+
+A program that changes a table without triggers (or emits a change that no table shows) calls `insert`, `update`, `delete` or
+`rekey` with its own SQLAlchemy connection, inside its own transaction: the change is replicated if and only if that
+transaction commits. Values are what the driver takes for these columns; the database itself turns them into text.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import delete as sql_delete
+from sqlalchemy import func, insert as sql_insert, select, text
+from sqlalchemy.engine import Connection
+
+from common.bookkeeping import outbox, rejected
+from common.changes import Kind
+from common.dialects import dialect_for
+from common.dialects.base import columns_json
+from common.errors import NotApplicable
+from common.nodestate import now_ms
+from common.schema import Column, Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """An outbox row as it stands."""
+
+    id: int
+    table_name: str
+    kind: str
+    columns_json: str
+    rows_json: str
+    row_count: int
+    canonical: bool
+
+
+def insert(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
+    """Record that `row` (column → value) was inserted into `table`."""
+    _record(connection, table, Kind.INSERT, row)
+
+
+def update(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
+    """Record that the row with `row`'s key now has `row`'s values."""
+    _record(connection, table, Kind.UPDATE, row)
+
+
+def delete(connection: Connection, table: str, key: Mapping[str, Any]) -> None:
+    """Record that the row with this key was deleted."""
+    _record(connection, table, Kind.DELETE, key)
+
+
+def rekey(connection: Connection, table: str, old_key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """Record that the row with `old_key` got another key; `row` holds its new key and values."""
+    _record(connection, table, Kind.REKEY, row, old_key)
+
+
+def _record(
+    connection: Connection, name: str, kind: Kind, row: Mapping[str, Any], old_key: Mapping[str, Any] | None = None
+) -> None:
+    dialect, _ = dialect_for(connection.engine.url.render_as_string(hide_password=True))
+    table = next((t for key, t in dialect.tables(connection).items() if dialect.same_name(name, key)), None)
+    if table is None:
+        raise NotApplicable(f"table {name} does not exist in the database")
+    given = [*_given(table, old_key or {}, "old key"), *_given(table, row, "row")]
+    missing = [key for key in table.key if key not in row]
+    if missing:
+        raise NotApplicable(f"the key column {missing[0]} of table {table.name} is missing")
+    references = [(f":p{i}", column) for i, (column, _) in enumerate(given)]
+    bound = {f"p{i}": value for i, (_, value) in enumerate(given)}
+    names = [column.name for column, _ in given[len(old_key or {}) :]]
+    values = {"t": table.name, "k": kind.value, "c": columns_json(names)}
+    connection.execute(
+        text(
+            "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+            f" VALUES (:t, :k, :c, {dialect.row(references)}, 1, 0)"
+        ),
+        values | bound,
+    )
+
+
+def _given(table: Table, row: Mapping[str, Any], what: str) -> list[tuple[Column, Any]]:
+    """The values given, the key's first in key order, as a frame wants them."""
+    unknown = [name for name in row if table.column(name) is None]
+    if unknown:
+        raise NotApplicable(f"the {what} names column {unknown[0]}, which table {table.name} does not have")
+    names = [key for key in table.key if key in row] + [name for name in row if name not in table.key]
+    return [(column, row[name]) for name in names if (column := table.column(name)) is not None]
+
+
+def pages(connection: Connection, limit: int) -> Iterator[list[Row]]:
+    """Everything committed that stands in the outbox, in id order, `limit` rows at a time (TRAPS 1).
+
+    The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
+    """
+    last: int | None = None
+    while True:
+        statement = select(outbox).order_by(outbox.c.id).limit(limit)
+        if last is not None:
+            statement = statement.where(outbox.c.id > last)
+        page = [Row(*row) for row in connection.execute(statement).tuples()]
+        if page:
+            yield page
+            last = page[-1].id
+        if len(page) < limit:
+            return
+
+
+def remove(connection: Connection, ids: Iterable[int]) -> int:
+    """Delete exactly these rows (ascending ids) without ever touching a row between them that was not read (TRAPS 1)."""
+    removed = 0
+    single: list[int] = []
+    for first, last in runs(ids):
+        if first == last:
+            single.append(first)
+        else:
+            removed += connection.execute(sql_delete(outbox).where(outbox.c.id.between(first, last))).rowcount
+    for start in range(0, len(single), 500):
+        removed += connection.execute(sql_delete(outbox).where(outbox.c.id.in_(single[start : start + 500]))).rowcount
+    return removed
+
+
+def runs(ids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ascending ids as runs without holes."""
+    for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]):
+        members = [one for _, one in group]
+        yield members[0], members[-1]
+
+
+def waiting(connection: Connection) -> int:
+    """How many outbox rows wait to be sequenced."""
+    return int(connection.execute(select(func.count()).select_from(outbox)).scalar_one())
+
+
+def reject(connection: Connection, rows: Sequence[tuple[Row, str]]) -> None:
+    """Keep rows that are no change anybody could apply, with the reason, in the caller's transaction."""
+    at = now_ms()
+    for row, reason in rows:
+        connection.execute(
+            sql_insert(rejected).values(
+                table_name=row.table_name,
+                kind=row.kind,
+                columns_json=row.columns_json,
+                rows_json=row.rows_json,
+                reason=reason,
+                at_ms=at,
+            )
+        )

@@ -1,0 +1,122 @@
+"""The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import orjson
+import structlog
+from sqlalchemy.engine import Connection
+
+from common import nodestate
+from common.changes import Kind, Position
+from common.database import Database
+from common.errors import NotApplicable
+from common.schema import ListedTable
+from common.settings import RelaySettings
+from common.wire import Writer
+from publisher import contract, journal, outbox
+from publisher.composer import Batch, Composer
+
+_HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What one drain made of the outbox."""
+
+    changes: int
+    position: Position
+    batches: tuple[Batch, ...]
+
+
+class Relay:
+    """Owns the outbox's end and the sequence. One thread uses it; it has two connections, one reads and one writes.
+
+    A drain is one consistent read of all committed outbox rows, in id order, as one change set. The rows that were read (and no
+    others: a lower id may commit later) are deleted in the transaction that writes the batches and moves the position.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: RelaySettings,
+        writer: Writer,
+        listed: Callable[[], Mapping[str, ListedTable]],
+        position: Position,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._writer = writer
+        self._listed = listed
+        self.position = position
+        self._log = structlog.get_logger("relay")
+        self._connections: tuple[Connection, Connection] | None = None
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if self._connections is not None:
+            for connection in self._connections:
+                connection.close()
+            self._connections = None
+
+    def drain(self, published: int) -> Drained | None:
+        """Sequence everything that is committed; None when the outbox is empty.
+
+        `published` is the last confirmed sequence, saved on the way. Raises Unavailable when the database is away: nothing has
+        then changed, or the position in the database has moved and is read again by the caller.
+        """
+        reader, writer = self._open()
+        with self._database.guard():
+            return self._drain(reader, writer, published)
+
+    def _drain(self, reader: Connection, writer: Connection, published: int) -> Drained | None:
+        composer = Composer(self._writer, self.position, self._settings.batch_bytes)
+        ids: list[int] = []
+        held: list[Batch] = []
+        out: list[Batch] = []
+        unfit: list[tuple[outbox.Row, str]] = []
+        written = 0
+        try:
+            for page in outbox.pages(reader, self._settings.page_rows):
+                ids += [row.id for row in page]
+                for row in page:
+                    held += self._compose(composer, row, unfit)
+                if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
+                    journal.append(writer, self.position.epoch, held)
+                    written, held = written + len(held), []
+        finally:
+            reader.rollback()
+        if not ids:
+            return None
+        held += composer.finish()
+        journal.append(writer, self.position.epoch, held)
+        out = held if not written else []
+        outbox.remove(writer, ids)
+        outbox.reject(writer, unfit)
+        nodestate.advance(writer, self.position, composer.position, published=published)
+        writer.commit()
+        self.position = composer.position
+        for row, reason in unfit:
+            self._log.error("outbox_row_rejected", table=row.table_name, reason=reason)
+        return Drained(composer.changes, composer.position, tuple(out))
+
+    def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
+        try:
+            if row.canonical:
+                columns = tuple(orjson.loads(row.columns_json))
+                return list(composer.add(row.table_name, Kind(row.kind), columns, row.row_count, row.rows_json))
+            return list(
+                composer.add(
+                    *contract.canonical(
+                        self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
+                    )
+                )
+            )
+        except (NotApplicable, ValueError) as exc:
+            unfit.append((row, str(exc)))
+            return []
+
+    def _open(self) -> tuple[Connection, Connection]:
+        if self._connections is None:
+            self._connections = (self._database.open(read_only=True), self._database.open())
+        return self._connections

@@ -1,0 +1,137 @@
+"""Publishes the journal in order, confirms in a pipeline, and begins again at the first unconfirmed batch (TRAPS 8, 22)."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import structlog
+
+from common.broker import PublishLink
+from common.database import Database
+from common.topology import Topology
+from publisher import journal
+from publisher.composer import Batch
+
+_PAGE = 200
+_PAGE_BYTES = 8 << 20
+_RECENT_BYTES = 32 << 20
+
+
+class Sender:
+    """Knows which batch goes next. The relay hands over what it just journaled; everything else is read from the journal.
+
+    `offer` and `pump` are called by the relay's thread and by the sender's own; `confirmed_up_to` and `rewind` by the link's.
+    A lock keeps two of them from publishing at once, so that batches leave in sequence.
+    """
+
+    def __init__(self, database: Database, topology: Topology, published: int, head: int) -> None:
+        self._database = database
+        self._topology = topology
+        self._log = structlog.get_logger("sender")
+        self._link: PublishLink | None = None
+        self._pumping = threading.Lock()
+        self._state = threading.Lock()
+        self._wake = threading.Event()
+        self._confirmed = published
+        self._next = published + 1
+        self._head = head
+        self._recent: OrderedDict[int, bytes] = OrderedDict()
+        self._recent_bytes = 0
+
+    def use(self, link: PublishLink) -> None:
+        """Publish through this link from now on."""
+        self._link = link
+
+    @property
+    def confirmed(self) -> int:
+        """The last sequence that the broker confirmed."""
+        return self._confirmed
+
+    def offer(self, batches: Iterable[Batch], head: int) -> None:
+        """New batches stand in the journal, up to `head`; publish at once what the link has room for."""
+        with self._state:
+            for batch in batches:
+                self._recent[batch.sequence] = batch.message
+                self._recent_bytes += len(batch.message)
+            while self._recent_bytes > _RECENT_BYTES:
+                self._recent_bytes -= len(self._recent.popitem(last=False)[1])
+            self._head = max(self._head, head)
+        self.pump()
+
+    def pump(self) -> None:
+        """Publish as far as the link has room."""
+        if not self._pumping.acquire(blocking=False):
+            self._wake.set()  # who holds it may have seen the old head: the sender's thread looks again
+            return
+        try:
+            while self._publish_page():
+                continue
+        finally:
+            self._pumping.release()
+
+    def confirmed_up_to(self, sequence: int) -> None:
+        """The broker has everything up to here."""
+        with self._state:
+            self._confirmed = max(self._confirmed, sequence)
+            while self._recent and next(iter(self._recent)) <= self._confirmed:
+                self._recent_bytes -= len(self._recent.popitem(last=False)[1])
+        if self._next <= self._head:
+            self._wake.set()
+
+    def rewind(self) -> None:
+        """The link was lost: what was not confirmed goes out again, the same bytes under the same sequence."""
+        with self._state:
+            self._next = self._confirmed + 1
+        self._wake.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there may be something to do."""
+        self._wake.wait(timeout_s)
+        self._wake.clear()
+
+    def poke(self) -> None:
+        """Make `wait` return."""
+        self._wake.set()
+
+    def _publish_page(self) -> bool:
+        """Publish some batches; False when there is nothing more to do now."""
+        link = self._link
+        with self._state:
+            first, head = self._next, self._head
+        if link is None or first > head:
+            return False
+        room = link.room()
+        if room <= 0:
+            return False
+        for sequence, message in self._messages(first, min(room, head - first + 1, _PAGE)):
+            with self._state:
+                if self._next != sequence:
+                    return True  # rewound meanwhile
+                if not link.publish(self._topology.events_exchange, "", message, token=sequence):
+                    return False
+                self._next = sequence + 1
+        return True
+
+    def _messages(self, first: int, count: int) -> list[tuple[int, bytes]]:
+        with self._state:
+            found = []
+            for sequence in range(first, first + count):
+                message = self._recent.get(sequence)
+                if message is None:
+                    break
+                found.append((sequence, message))
+        if found:
+            return found
+        with self._database.connect(read_only=True) as connection:
+            read = journal.read(connection, first, count, _PAGE_BYTES)
+            if read:
+                return read
+            return self._after_hole(first, journal.first_sequence(connection))
+
+    def _after_hole(self, first: int, available: int) -> list[tuple[int, bytes]]:
+        """The journal was pruned past what was published (it never prunes the unpublished): go on where it begins."""
+        if available > first:
+            self._log.warning("unpublished_batches_pruned", first=first, journal_first=available)
+            with self._state:
+                self._next = available
+        return []

@@ -1,0 +1,165 @@
+"""The primary's service: relay, sender and control, each in its own thread (README, thread table)."""
+
+import queue
+import time
+
+import structlog
+
+from common import nodestate
+from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
+from common.changes import Position
+from common.crew import Crew
+from common.errors import Fault
+from common.live_lists import LiveLists
+from common.runtime import Runtime
+from publisher import journal
+from publisher.control import Control, gather
+from publisher.relay import Drained, Relay
+from publisher.sender import Sender
+
+_IDLE_S = 1.0
+
+
+def run(runtime: Runtime) -> None:
+    """Serve as primary until stop is set; raises what ended it otherwise."""
+    PrimaryService(runtime).run()
+
+
+class PrimaryService:
+    """Puts the primary's parts together and keeps them running."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._database = runtime.database
+        self._log = structlog.get_logger("primary")
+        self._crew = Crew(runtime.stop)
+        self._lists = LiveLists(runtime.database, runtime.settings)
+        state = runtime.state
+        self._sender = Sender(runtime.database, runtime.topology, state.published, state.position.sequence)
+        self._relay = Relay(runtime.database, self._settings.relay, runtime.writer, lambda: self._lists.tables, state.position)
+        self._arrived: queue.Queue[Delivery] = queue.Queue()
+        self._publish = PublishLink(
+            self._settings.broker,
+            runtime.topology,
+            client_name=f"{state.name}-publish",
+            lock=True,
+            on_confirmed=self._confirmed,
+            on_reset=lambda _generation: self._sender.rewind(),
+            on_state=self._publish_state,
+        )
+        self._consume = ConsumeLink(
+            self._settings.broker,
+            runtime.topology,
+            queue=runtime.topology.reports_queue,
+            client_name=f"{state.name}-reports",
+            on_delivery=self._arrived.put,
+            on_state=self._consume_state,
+        )
+        self._control = Control(
+            runtime.database,
+            self._settings,
+            runtime.topology,
+            writer=runtime.writer,
+            reader=runtime.reader,
+            link=self._publish,
+            head=lambda: self._relay.position,
+        )
+        self._sender.use(self._publish)
+
+    def run(self) -> None:
+        """See the module's `run`."""
+        self._lists.load()
+        self._log.info("primary_started", epoch=self._position.epoch, sequence=self._position.sequence, tables=len(self._lists.tables))
+        self._publish.start()
+        self._consume.start()
+        self._crew.start("relay", self._relay_loop)
+        self._crew.start("sender", self._sender_loop)
+        self._crew.start("control", self._control_loop)
+        while not self._runtime.stop.wait(1.0):
+            self._lists.refresh()
+        try:
+            self._crew.join()
+        finally:
+            self._consume.stop()
+            self._publish.stop()
+        self._log.info("primary_stopped", sequence=self._position.sequence, confirmed=self._sender.confirmed)
+
+    @property
+    def _position(self) -> Position:
+        return self._relay.position
+
+    def _relay_loop(self) -> None:
+        stop, relay = self._runtime.stop, self._settings.relay
+        with self._database.connect() as connection:
+            self._relay.position = nodestate.read_installed(connection, self._settings).position
+            connection.rollback()
+        with self._database.guard():
+            waker = self._database.dialect.waker(
+                self._database.engine, stop, (relay.poll_min_ms / 1000, relay.poll_max_ms / 1000)
+            )
+        try:
+            while not stop.is_set():
+                while (drained := self._relay.drain(self._sender.confirmed)) is not None:
+                    self._drained(drained)
+                    if stop.is_set():
+                        return
+                waker.wait(_IDLE_S)
+        finally:
+            self._relay.close()
+            waker.close()
+
+    def _drained(self, drained: Drained) -> None:
+        self._sender.offer(drained.batches, drained.position.sequence)
+        self._log.debug("drained", changes=drained.changes, sequence=drained.position.sequence)
+
+    def _sender_loop(self) -> None:
+        while not self._runtime.stop.is_set():
+            self._sender.pump()
+            self._sender.wait(_IDLE_S)
+
+    def _control_loop(self) -> None:
+        stop, intervals = self._runtime.stop, self._settings.intervals
+        with self._database.connect() as connection:
+            self._control.start(connection)
+            next_beat = next_prune = time.monotonic()
+            serving = False
+            saved = self._sender.confirmed
+            while not stop.is_set():
+                pause = 0.01 if serving else max(0.0, min(next_beat - time.monotonic(), 0.25))
+                deliveries = gather(self._arrived, pause)
+                if deliveries:
+                    self._control.take(connection, deliveries)
+                    self._consume.ack(deliveries[-1], multiple=True)
+                serving = self._control.serve(connection)
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + intervals.heartbeat_s
+                    self._control.heartbeat(connection)
+                    if saved != self._sender.confirmed:
+                        saved = self._sender.confirmed
+                        nodestate.save(connection, published=saved)
+                        connection.commit()
+                if time.monotonic() >= next_prune:
+                    next_prune = time.monotonic() + self._settings.journal.prune_every_s
+                    journal.prune(connection, self._settings.journal, saved)
+                    connection.commit()
+
+    def _confirmed(self, token: object) -> None:
+        if isinstance(token, int):
+            self._sender.confirmed_up_to(token)
+
+    def _publish_state(self, state: LinkState) -> None:
+        self._tell("broker_publish", state)
+        if state.name == "ready":
+            self._sender.poke()
+        if state.name == "refused":
+            self._crew.fail(self._publish.fault or Fault(state.reason or "the broker refused"))
+
+    def _consume_state(self, state: LinkState) -> None:
+        self._tell("broker_consume", state)
+        if state.name == "refused":
+            self._crew.fail(self._consume.fault or Fault(state.reason or "the broker refused"))
+
+    def _tell(self, event: str, state: LinkState) -> None:
+        level = self._log.info if state.name in ("ready", "connecting", "stopped") else self._log.warning
+        level(event, state=state.name, reason=state.reason)
