@@ -217,9 +217,7 @@ class ConsumeLink(Link):
         self._post(self._resume)
 
     def _use(self, channel: Any) -> Iterator[Step]:
-        channel.basic_cancel = (
-            _no_cancel  # pika cancels when it closes a channel, which reorders a queue (TRAPS 14)
-        )
+        channel.basic_cancel = _no_cancel  # closing would cancel first, which reorders a queue (TRAPS 14)
         channel.add_on_cancel_callback(self._watched(partial(self._on_cancelled, channel)))
         step = f"queue {self._queue!r}"
         deliver = self._watched(partial(self._on_message, self._generation))

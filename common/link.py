@@ -178,8 +178,14 @@ class Link:
         try:
             self._loop.start()
         finally:
+            self._close_loop(sys.exception())
+
+    def _close_loop(self, error: BaseException | None) -> None:
+        try:
             if not self._ending:
-                self._died(sys.exception() or RuntimeError("its I/O loop ended"))
+                self._died(error or RuntimeError("its I/O loop ended"))
+                self._loop.start()  # once more, only to close the connection
+        finally:
             self._loop.close()
 
     def _end(self, state: LinkState, fault: StsyncError | None) -> None:

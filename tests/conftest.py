@@ -1,4 +1,4 @@
-"""Real servers for the tests, started once a session at first use; a fresh database or virtual host per test."""
+"""Real servers for the tests, started once a session at first use; a fresh database or vhost per test."""
 
 import shutil
 import tempfile

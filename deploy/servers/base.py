@@ -19,7 +19,7 @@ class PrivateServer:
     """A server of our own in `directory` (absent or empty), on free ports of 127.0.0.1, unprivileged.
 
     It ends with this process, however that ends, unless `keep` is given. `fast` gives up durability against
-    loss of power for speed; a crash of the process alone loses nothing. As a context manager it leaves nothing.
+    loss of power for speed; a crash of the process alone loses nothing. A context manager, it leaves nothing.
     """
 
     title: ClassVar[str]

@@ -38,7 +38,7 @@ class PrivateMariaDB(PrivateServer):
         return f"mysql+pymysql://{self.user}:{self.password}@127.0.0.1:{self.port}/{name}?charset=utf8mb4"
 
     def drop_database(self, url: str) -> None:
-        """Drop a database that `new_database` made, cutting its connections, whose locks it would wait for."""
+        """Drop a database that `new_database` made, cutting its connections, whose locks would block it."""
         name = url.rpartition("/")[2].partition("?")[0]
         with self._connect() as link, link.cursor() as cursor:
             cursor.execute("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))

@@ -1,0 +1,5 @@
+"""So that `python -m common` is the `stsync` command where no script is installed."""
+
+from common.main import main
+
+main()

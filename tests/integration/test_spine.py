@@ -1,0 +1,220 @@
+"""A committed change on the primary arrives on every secondary, once, in order, whole transactions only."""
+
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.harness import Cluster, Node, transaction, wait_for
+
+
+def test_every_kind_of_change_arrives(cluster: Cluster) -> None:
+    primary = cluster.primary
+    primary.execute(
+        "INSERT INTO unit VALUES (1, 'root', NULL)",
+        "INSERT INTO unit VALUES (2, 'child', 1)",
+        "INSERT INTO account VALUES (10, 'alice', 2, 'it''s \"quoted\" \\ é 😀', 'never')",
+        "INSERT INTO login VALUES (10, 'alice', 'x')",
+        "INSERT INTO param VALUES ('Http.Port', 'st1', '443', 0)",
+        "INSERT INTO audit VALUES (1, 'not listed')",
+    )
+    cluster.wait_equal()
+    primary.execute(
+        "UPDATE unit SET name = 'renamed' WHERE id = 2", "UPDATE account SET note = NULL WHERE id = 10"
+    )
+    primary.execute("DELETE FROM login WHERE account_id = 10")
+    cluster.wait_equal()
+    for node in cluster.secondaries:
+        assert node.rows("SELECT name FROM unit WHERE id = 2") == [("renamed",)]
+        assert node.rows("SELECT note FROM account") == [(None,)]
+        assert node.rows("SELECT * FROM login") == []
+        assert node.rows("SELECT * FROM audit") == []
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+def test_a_transaction_that_commits_later_with_lower_ids_is_not_lost(cluster: Cluster) -> None:
+    """TRAPS 1. SQLite has one writer at a time: there, transactions cannot overlap."""
+    primary = cluster.primary
+    with transaction(primary) as early, transaction(primary) as late:
+        early.execute(text("INSERT INTO unit VALUES (1, 'early', NULL)"))
+        late.execute(text("INSERT INTO unit VALUES (2, 'late', NULL)"))
+        late.commit()
+        wait_for(
+            lambda: all(node.rows("SELECT id FROM unit") == [(2,)] for node in cluster.secondaries),
+            "the later id first",
+        )
+        early.execute(text("INSERT INTO unit VALUES (3, 'child of early', 1)"))
+        early.commit()
+    cluster.wait_equal()
+    assert len(cluster.secondaries[0].rows("SELECT id FROM unit")) == 3
+
+
+def test_what_is_rolled_back_never_arrives(cluster: Cluster) -> None:
+    primary = cluster.primary
+    with transaction(primary) as connection:
+        connection.execute(text("INSERT INTO unit VALUES (1, 'gone', NULL)"))
+        connection.rollback()
+    with transaction(primary) as connection:
+        connection.execute(text("INSERT INTO unit VALUES (2, 'kept', NULL)"))
+        nested = connection.begin_nested()
+        connection.execute(text("INSERT INTO unit VALUES (3, 'rolled back to a savepoint', NULL)"))
+        nested.rollback()
+        connection.commit()
+    cluster.wait_equal()
+    assert cluster.secondaries[0].rows("SELECT id FROM unit") == [(2,)]
+
+
+def test_a_hundred_thousand_rows_in_one_transaction_appear_at_once(cluster: Cluster) -> None:
+    watched = cluster.secondaries[0]
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(int(watched.rows("SELECT count(*) FROM unit")[0][0]))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with cluster.primary.engine.begin() as connection:
+            rows: list[dict[str, Any]] = [{"i": i, "n": f"unit {i}"} for i in range(100_000)]
+            connection.execute(text("INSERT INTO unit (id, name) VALUES (:i, :n)"), rows)
+        cluster.wait_equal(120)
+    finally:
+        done.set()
+        watcher.join()
+    assert seen <= {0, 100_000}
+    assert _peak_kib(watched) < 200_000
+
+
+def test_a_transfer_between_tables_is_never_seen_half(cluster: Cluster) -> None:
+    """A reader of a secondary sees whole transactions only: the sum over two tables never changes."""
+    primary, watched = cluster.primary, cluster.secondaries[0]
+    primary.execute(
+        "INSERT INTO unit VALUES (1, '500', NULL)", "INSERT INTO param VALUES ('p', 'x', '500', 0)"
+    )
+    cluster.wait_equal()
+    sums: set[int] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        query = "SELECT CAST(u.name AS DECIMAL(9)) + CAST(p.val AS DECIMAL(9)) FROM unit u, param p"
+        while not done.is_set():
+            sums.update(int(row[0]) for row in watched.rows(query))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for amount in range(1, 150):
+            primary.execute(
+                f"UPDATE unit SET name = '{500 - amount}'", f"UPDATE param SET val = '{500 + amount}'"
+            )
+        cluster.wait_equal()
+    finally:
+        done.set()
+        watcher.join()
+    assert sums == {1000}
+
+
+def test_key_updates_carry_the_old_key_and_cascade_once(cluster: Cluster) -> None:
+    """TRAPS 2 and 4."""
+    primary = cluster.primary
+    primary.execute(
+        "INSERT INTO account VALUES (1, 'a', NULL, NULL, NULL)",
+        "INSERT INTO login VALUES (1, 'one', 'd')",
+        "INSERT INTO login VALUES (1, 'two', 'd')",
+        "INSERT INTO param VALUES ('p', 'x', 'v', 0)",
+    )
+    cluster.wait_equal()
+    primary.execute("UPDATE account SET id = 7, note = 'moved' WHERE id = 1")
+    primary.execute("UPDATE param SET name = 'P', node = 'y' WHERE name = 'p'")
+    cluster.wait_equal()
+    node = cluster.secondaries[0]
+    assert node.rows("SELECT account_id, name FROM login ORDER BY name") == [(7, "one"), (7, "two")]
+    primary.execute("DELETE FROM account WHERE id = 7")
+    cluster.wait_equal()
+    assert node.rows("SELECT * FROM login") == []
+    assert node.rows("SELECT name, node FROM param") == [("P", "y")]
+
+
+def test_excluded_columns_make_no_event_and_are_never_overwritten(cluster: Cluster) -> None:
+    """TRAPS 3, 32."""
+    primary = cluster.primary
+    primary.execute("INSERT INTO account VALUES (1, 'a', NULL, 'n', 'primary login')")
+    cluster.wait_equal()
+    for node in cluster.secondaries:
+        node.execute("UPDATE account SET last_login = 'own login'")
+    before = primary.sequence()
+    primary.execute("UPDATE account SET last_login = 'primary again'")
+    primary.execute("UPDATE account SET note = note")
+    primary.execute("UPDATE account SET note = 'changed', last_login = 'third'")
+    cluster.wait_equal()
+    assert primary.sequence() == before + 1
+    for node in cluster.secondaries:
+        assert node.rows("SELECT note, last_login FROM account") == [("changed", "own login")]
+
+
+def test_rows_crossing_the_row_filter_are_deleted_and_inserted(cluster: Cluster) -> None:
+    """TRAPS 3, 32: and a secondary's own local rows stay."""
+    primary = cluster.primary
+    for node in cluster.secondaries:
+        node.execute("INSERT INTO param VALUES ('Own.Port', 'here', '1', 1)")
+    primary.execute(
+        "INSERT INTO param VALUES ('a', 'x', '1', 0)", "INSERT INTO param VALUES ('b', 'x', '2', 1)"
+    )
+    cluster.wait_equal()
+    primary.execute("UPDATE param SET islocal = 1 - islocal")
+    cluster.wait_equal()
+    for node in cluster.secondaries:
+        assert set(node.rows("SELECT name FROM param")) == {("Own.Port",), ("b",)}
+    primary.execute("UPDATE param SET islocal = 1 - islocal", "UPDATE param SET name = 'c' WHERE name = 'a'")
+    primary.execute("DELETE FROM param WHERE name = 'b'")
+    cluster.wait_equal()
+    for node in cluster.secondaries:
+        assert set(node.rows("SELECT name FROM param")) == {("Own.Port",), ("c",)}
+
+
+def test_a_local_row_is_not_overwritten_by_a_row_of_the_same_key(cluster: Cluster) -> None:
+    """TRAPS 32: it is quarantined with its reason."""
+    node = cluster.secondaries[0]
+    node.execute("INSERT INTO param VALUES ('a', 'x', 'mine', 1)")
+    cluster.primary.execute("INSERT INTO param VALUES ('a', 'x', 'theirs', 0)")
+    wait_for(lambda: node.command("quarantine", "list").returncode == 1, "a quarantined change")
+    assert node.rows("SELECT val FROM param") == [("mine",)]
+
+
+def test_unique_values_may_be_swapped(cluster: Cluster) -> None:
+    """TRAPS 27."""
+    primary = cluster.primary
+    primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)", "INSERT INTO unit VALUES (2, 'two', NULL)")
+    cluster.wait_equal()
+    primary.execute(
+        "UPDATE unit SET name = 'three' WHERE id = 1",
+        "UPDATE unit SET name = 'one' WHERE id = 2",
+        "UPDATE unit SET name = 'two' WHERE id = 1",
+    )
+    primary.execute(
+        "DELETE FROM unit WHERE id = 1",
+        "INSERT INTO unit VALUES (3, 'two', 2)",
+        "INSERT INTO unit VALUES (1, 'new', 3)",
+    )
+    cluster.wait_equal()
+    assert cluster.secondaries[0].command("quarantine", "list").returncode == 0
+
+
+def test_a_secondary_does_not_capture_what_it_replays(cluster: Cluster) -> None:
+    """TRAPS 5."""
+    cluster.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    cluster.wait_equal()
+    node: Node
+    for node in cluster.secondaries:
+        assert node.rows("SELECT count(*) FROM stsync_outbox") == [(0,)]
+    cluster.secondaries[0].execute("UPDATE unit SET name = 'edited here'")
+    assert cluster.secondaries[0].rows("SELECT count(*) FROM stsync_outbox") == [(1,)]
+
+
+def _peak_kib(node: Node) -> int:
+    assert node.process is not None
+    with open(f"/proc/{node.process.pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
