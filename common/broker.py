@@ -71,9 +71,7 @@ class PublishLink(Link):
         on_reset: Callable[[int], None] | None = None,
         on_room: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(
-            settings, topology, wire=_WIRE, client_name=client_name, lock=lock, on_state=on_state
-        )
+        super().__init__(settings, topology, wire=_WIRE, client_name=client_name, lock=lock, on_state=on_state)
         self._on_confirmed = on_confirmed
         self._on_reset = on_reset
         self._on_room = on_room
@@ -142,7 +140,7 @@ class PublishLink(Link):
             self._posted = False
         now = time.monotonic()
         for one in batch:
-            properties = _properties(one.persistent, one.expiration_ms, _user_id(self._address))
+            properties = _properties(one.persistent, one.expiration_ms, self._address.user)
             self._window.sent(one.token, now=now)
             self._channel.basic_publish(one.exchange, one.routing_key, one.body, properties)
 
@@ -150,12 +148,8 @@ class PublishLink(Link):
         if channel is not self._channel:
             return
         if frame.method.NAME == "Basic.Nack":
-            self._lose(
-                Loss(
-                    "down",
-                    f"the broker at {self._address.place} could not take a message (nack); it is sent again",
-                )
-            )
+            text = f"the broker at {self._address.place} could not take a message (nack); it is sent again"
+            self._lose(Loss("down", text))
             return
         released = self._window.confirm(frame.method.delivery_tag, multiple=frame.method.multiple)
         if not released:
@@ -229,9 +223,7 @@ class ConsumeLink(Link):
 
     def _on_message(self, generation: int, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         if generation == self._generation and self._channel is not None:
-            self._on_delivery(
-                Delivery(body, method.delivery_tag, properties.user_id, method.redelivered, generation)
-            )
+            self._on_delivery(Delivery(body, method.delivery_tag, properties.user_id, method.redelivered, generation))
 
     def _on_cancelled(self, channel: Any, _frame: Any) -> None:
         """The queue was deleted, or the broker gave up on this consumer (TRAPS 21)."""
@@ -239,7 +231,7 @@ class ConsumeLink(Link):
             text = f"the broker at {self._address.place} ended the consumer of queue {self._queue!r}"
             self._lose(Loss("down", f"{text}; was the queue deleted?"))
 
-    def _ack(self, delivery: Delivery, multiple: bool) -> None:  # noqa: FBT001
+    def _ack(self, delivery: Delivery, multiple: bool) -> None:
         if delivery.generation == self._generation and self._channel is not None:
             self._channel.basic_ack(delivery.tag, multiple)
 
@@ -273,9 +265,7 @@ def check_access(settings: BrokerSettings, topology: Topology) -> None:
     if fault is not None:
         raise fault
     if state.name != "ready":
-        raise Unavailable(
-            state.reason or "the broker did not answer in time; see broker.urls and broker.connect_timeout_s"
-        )
+        raise Unavailable(state.reason or "the broker did not answer in time; see broker.urls and broker.connect_timeout_s")
 
 
 class _Pika:
@@ -284,9 +274,7 @@ class _Pika:
     def loop(self) -> Any:
         return IOLoop()
 
-    def connect(
-        self, address: Address, settings: BrokerSettings, name: str, loop: Any, calls: dict[str, Any]
-    ) -> Any:
+    def connect(self, address: Address, settings: BrokerSettings, name: str, loop: Any, calls: dict[str, Any]) -> Any:
         parameters = _parameters(address, settings, name)
         named = {f"{event}_callback": call for event, call in calls.items()}
         return pika.SelectConnection(parameters, custom_ioloop=loop, **named)
@@ -297,9 +285,7 @@ class _Pika:
             return Loss("down", f"{at} lacked memory or disk for longer than broker.blocked_timeout_s")
         if isinstance(error, exceptions.AuthenticationError):
             kind = "PLAIN (by password)" if address.password is not None else "EXTERNAL (by certificate)"
-            return Loss(
-                "refused", f"{at} does not offer to log in by {kind}; see its auth_mechanisms", fatal=True
-            )
+            return Loss("refused", f"{at} does not offer to log in by {kind}; see its auth_mechanisms", fatal=True)
         closed = _closed(error)
         if closed is not None:
             return explain_close(*closed, broker=address.place, user=address.login, step=step)
@@ -335,13 +321,9 @@ def _parameters(address: Address, settings: BrokerSettings, name: str) -> Any:
     )
 
 
-def _user_id(address: Address) -> str | None:
-    """The broker checks it against the login, and so proves the publisher to whoever reads it (TRAPS 19)."""
-    return address.user
-
-
 @lru_cache(maxsize=64)
-def _properties(persistent: bool, expiration_ms: int | None, user_id: str | None) -> Any:  # noqa: FBT001
+def _properties(persistent: bool, expiration_ms: int | None, user_id: str | None) -> Any:
+    """The broker checks user_id against the login, and so proves the publisher to the reader (TRAPS 19)."""
     return pika.BasicProperties(
         content_type=_CONTENT_TYPE,
         delivery_mode=2 if persistent else 1,

@@ -36,8 +36,7 @@ class Address:
 def addresses(settings: BrokerSettings) -> tuple[Address, ...]:
     """Every address of broker.urls; raises Misconfigured naming the key, never the URL with its password."""
     return tuple(
-        _address(url.get_secret_value(), f"broker.urls[{number}]", settings.tls)
-        for number, url in enumerate(settings.urls)
+        _address(url.get_secret_value(), f"broker.urls[{number}]", settings.tls) for number, url in enumerate(settings.urls)
     )
 
 
@@ -54,9 +53,7 @@ def _address(url: str, key: str, tls: BrokerTls | None) -> Address:
         raise Misconfigured(f"{key}: write a slash in the name of the virtual host as %2F; {_FORM}")
     secure = parts.scheme == "amqps"
     if parts.password is None and not (secure and tls and tls.certificate):
-        raise Misconfigured(
-            f"{key}: names no user and password, and there is no amqps:// with broker.tls.certificate"
-        )
+        raise Misconfigured(f"{key}: names no user and password, and there is no amqps:// with broker.tls.certificate")
     return Address(
         host=parts.hostname,
         port=port or _PORTS[parts.scheme],
@@ -73,9 +70,7 @@ def tls_context(tls: BrokerTls | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=tls.authorities)
     except (OSError, ssl.SSLError) as exc:
-        raise Misconfigured(
-            f"broker.tls.authorities: {tls.authorities} cannot be used: {_text(exc)}"
-        ) from exc
+        raise Misconfigured(f"broker.tls.authorities: {tls.authorities} cannot be used: {_text(exc)}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.certificate:
         _load_certificate(context, tls.certificate, tls.key)
@@ -87,9 +82,7 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | No
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as exc:
         named = f"{certificate}" + (f" with {key}" if key else "")
-        raise Misconfigured(
-            f"broker.tls.certificate, broker.tls.key: {named} cannot be used: {_text(exc)}"
-        ) from exc
+        raise Misconfigured(f"broker.tls.certificate, broker.tls.key: {named} cannot be used: {_text(exc)}") from exc
 
 
 def _text(exc: OSError) -> str:

@@ -30,9 +30,11 @@ def _try_filter(connection: Connection, table: ListedTable, where: str) -> None:
     from_ = preparer.quote_identifier(table.name)
     nested = connection.begin_nested()
     try:
-        run(connection, f"SELECT 1 FROM (SELECT {names} FROM {from_}) f WHERE ({table.where}) LIMIT 0")  # noqa: S608
+        run(connection, f"SELECT 1 FROM (SELECT {names} FROM {from_}) f WHERE ({table.where}) LIMIT 0")
     except DBAPIError as exc:
         reason = str(exc.orig).strip().split("\n")[0]
-        raise Misconfigured(f'{where}: where="{table.where}" cannot be used: {reason} (excluded columns cannot be used)') from exc
+        raise Misconfigured(
+            f'{where}: where="{table.where}" cannot be used: {reason} (excluded columns cannot be used)'
+        ) from exc
     finally:
         nested.rollback()

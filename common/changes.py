@@ -101,7 +101,9 @@ def _decode(data: memoryview) -> Frame:
     except msgspec.MsgspecError as exc:
         raise MessageRefused("malformed", "a change set holds something that is no change") from exc
     if frame.count < 1 or frame.rows.count(SEPARATOR) != frame.count - 1 or not frame.rows.startswith("["):
-        raise MessageRefused("malformed", f"a frame of table {frame.table} does not hold the {frame.count} rows it announces")
+        raise MessageRefused(
+            "malformed", f"a frame of table {frame.table} does not hold the {frame.count} rows it announces"
+        )
     return frame
 
 
@@ -110,15 +112,18 @@ _SCALAR: Final = r'(?:"(?:[^"\\]|\\.)*"|\{"[rx]":"[^"]*"\}|[^",\[\]{}]+)'
 
 def key_pattern(key_columns: int) -> re.Pattern[str]:
     """What finds the key at the beginning of each row of `Frame.rows`: a group a key column, each value's JSON text."""
-    return re.compile(rf"(?:^|(?<=,\n))\[" + ", ?".join([f"({_SCALAR})"] * key_columns))
+    return re.compile(r"(?:^|(?<=,\n))\[" + ", ?".join([f"({_SCALAR})"] * key_columns))
 
 
-def keys_of(frame: Frame, key_columns: int) -> list[str] | list[tuple[str, ...]]:
+Key = str | tuple[str, ...]
+
+
+def keys_of(frame: Frame, key_columns: int) -> list[Key]:
     """The key of each row, its values as JSON text (a tuple where the key has several columns); for `rekey` the old key.
 
     Raises MessageRefused (malformed) when a row does not begin with as many values as the table's key has columns.
     """
-    keys: list[str] | list[tuple[str, ...]] = key_pattern(key_columns).findall(frame.rows)
+    keys: list[Key] = key_pattern(key_columns).findall(frame.rows)
     if len(keys) != frame.count:
         raise MessageRefused("malformed", f"a row of table {frame.table} does not begin with its key")
     return keys

@@ -1,11 +1,10 @@
 """The threads of a service: each has an owner and a name, and when one dies the process ends with its reason (STYLE 6)."""
 
+import random
 import threading
 from collections.abc import Callable
 
 import structlog
-
-import random
 
 from common.backoff import delay_s
 from common.errors import Fault, StsyncError, Unavailable

@@ -12,7 +12,13 @@ from common.dialects.base import Dialect
 from common.errors import Misconfigured, StsyncError, Unavailable
 from common.settings import DatabaseSettings
 
-_WRONG_CREDENTIALS = ("password authentication failed", "no password supplied", "access denied", "does not exist", "unknown database")
+_WRONG_CREDENTIALS = (
+    "password authentication failed",
+    "no password supplied",
+    "access denied",
+    "does not exist",
+    "unknown database",
+)
 
 
 class Database:

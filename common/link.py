@@ -34,9 +34,7 @@ class Wire(Protocol):
     def loop(self) -> Any:
         """A new I/O loop."""
 
-    def connect(
-        self, address: Address, settings: BrokerSettings, name: str, loop: Any, calls: dict[str, Any]
-    ) -> Any:
+    def connect(self, address: Address, settings: BrokerSettings, name: str, loop: Any, calls: dict[str, Any]) -> Any:
         """Begin to connect; one of `calls` (on_open, on_open_error, on_close) tells how it went."""
 
     def explain(self, error: Any, address: Address, step: str | None) -> Loss:
@@ -64,9 +62,7 @@ class Link:
         self._on_state = on_state
         self._addresses = addresses(settings)
         if any(address.tls for address in self._addresses):
-            tls_context(
-                settings.tls
-            )  # a file that cannot be used is told at once, not by a link that never comes up
+            tls_context(settings.tls)  # a file that cannot be used is told at once, not by a link that never comes up
         self._turn = self._tries = 0
         self._guard = threading.Condition()
         self._state = LinkState("connecting")
@@ -192,12 +188,11 @@ class Link:
         if self._ending:
             return
         self._ending = True
+        self._loop.call_later(_CLOSE_S, self._loop.stop)
+        self._tell(state, fault)
         self._drop()
         if not self._alive:
             self._loop.stop()
-        else:
-            self._loop.call_later(_CLOSE_S, self._loop.stop)
-        self._tell(state, fault)
 
     def _tell(self, state: LinkState, fault: StsyncError | None = None) -> None:
         with self._guard:
@@ -257,20 +252,14 @@ class Link:
             yield f"lock queue {name!r}", partial(channel.queue_declare, name, exclusive=True)
         passive = not self._settings.declare
         for exchange in self._topology.exchanges:
-            declare = partial(
-                channel.exchange_declare, exchange.name, exchange.kind, passive=passive, durable=True
-            )
+            declare = partial(channel.exchange_declare, exchange.name, exchange.kind, passive=passive, durable=True)
             yield f"exchange {exchange.name!r}", declare
         for queue in self._topology.queues:
             step = f"queue {queue.name!r}"
             arguments = None if passive else queue.arguments
             if step not in self._skipped:
-                yield (
-                    step,
-                    partial(
-                        channel.queue_declare, queue.name, passive=passive, durable=True, arguments=arguments
-                    ),
-                )
+                declare = partial(channel.queue_declare, queue.name, durable=True, arguments=arguments)
+                yield step, partial(declare, passive=passive)
         for one in self._topology.bindings if self._settings.declare else ():
             if f"queue {one.queue!r}" not in self._skipped:
                 bind = partial(channel.queue_bind, one.queue, one.exchange, routing_key=one.routing_key)
@@ -289,19 +278,15 @@ class Link:
         self._skipped.clear()
         self._on_blocked(self._blocked, None, None)
 
-    def _on_blocked(self, blocked: bool, _connection: Any, _frame: Any) -> None:  # noqa: FBT001
+    def _on_blocked(self, blocked: bool, _connection: Any, _frame: Any) -> None:
         """The broker takes nothing from this connection while it lacks memory or disk (TRAPS 16)."""
         self._blocked = blocked
         if not self._in_use:
             return
         if blocked:
             self._held()
-            self._tell(
-                LinkState(
-                    "blocked",
-                    f"the broker at {self._address.place} lacks memory or disk and takes no messages",
-                )
-            )
+            text = f"the broker at {self._address.place} lacks memory or disk and takes no messages"
+            self._tell(LinkState("blocked", text))
         else:
             self._came()
             self._tell(LinkState("ready"))
@@ -367,8 +352,6 @@ class _Watch:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
             self._tell(error)

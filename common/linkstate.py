@@ -44,7 +44,7 @@ def explain_close(code: int, text: str, *, broker: str, user: str, step: str | N
         loss = Loss("down", f"{at} closed the connection, as it does when it stops ({text})")
     elif code == 403:
         loss = Loss("refused", f"{at} denies access to user {user}{on} ({text}); {_CREDENTIALS}", fatal=True)
-    elif code == 530 and "limit" not in text:
+    elif code == 530 and not any(passing in text for passing in _PASSING):
         loss = Loss("refused", f"{at} denies user {user} the virtual host ({text}); {_VHOST}", fatal=True)
     elif code == 405 and step:
         loss = Loss("locked", f"{at} reserves {step} for another connection ({text}); {_LOCK}")
@@ -57,14 +57,10 @@ def explain_close(code: int, text: str, *, broker: str, user: str, step: str | N
     return loss
 
 
-_CREDENTIALS = (
-    "check user and password in broker.urls and the user's permissions (`stsync broker definitions`)"
-)
+_PASSING = ("connection limit", "is down")  # reasons to deny a virtual host that go away
+_CREDENTIALS = "check user and password in broker.urls and the user's permissions (`stsync broker definitions`)"
 _VHOST = "check the virtual host in broker.urls and the user's permissions on it"
 _LOCK = "another relay of this cluster runs, or the broker has not yet noticed the end of the last one"
 _AWAY = "waiting for the node of the broker that holds it"
 _MISSING = "import the output of `stsync broker definitions`, or set broker.declare = true"
-_DIFFERS = (
-    "make broker.queue_type and broker.queue_max_bytes the same on all nodes, "
-    "or delete it so that it is made anew"
-)
+_DIFFERS = "make broker.queue_type and broker.queue_max_bytes the same on all nodes, or delete it so that it is made anew"

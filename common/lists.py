@@ -13,7 +13,9 @@ TABLES_FILE = Path("conf/sync_tables.conf")
 BOOKKEEPING_PREFIX = "stsync_"
 _GLOB = re.compile(r"[*?\[]")
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-_TOKEN = re.compile(rf'\s*(?:(?P<comment>#.*)|(?P<word>(?:{_QUOTED}|[^\s"#=]|(?<=\S)#)+)(?:(?P<equals>=)(?P<value>(?:{_QUOTED}|[^\s"])*))?)')
+_TOKEN = re.compile(
+    rf'\s*(?:(?P<comment>#.*)|(?P<word>(?:{_QUOTED}|[^\s"#=]|(?<=\S)#)+)(?:(?P<equals>=)(?P<value>(?:{_QUOTED}|[^\s"])*))?)'
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def read_tables(home: Path) -> list[TableRule]:
 
 
 def resolve(
-    rules: Iterable[TableRule], tables: Mapping[str, Table], same_name: Callable[[str, str], bool], source: str
+    rules: Iterable[TableRule],
+    tables: Mapping[str, Table],
+    same_name: Callable[[str, str], bool],
+    source: str,
 ) -> dict[str, ListedTable]:
     """Each listed table by its name in the database; a line that names a table wins over a glob.
 
@@ -76,7 +81,10 @@ def resolve(
             if earlier is not None and not rule.is_glob:
                 raise Misconfigured(f"{where}: table {name} is listed already in line {earlier.line}")
             chosen.setdefault(name, rule)
-    return {name: _listed(tables, tables[name], rule, same_name, f"{source}:{rule.line}") for name, rule in sorted(chosen.items())}
+    return {
+        name: _listed(tables, tables[name], rule, same_name, f"{source}:{rule.line}")
+        for name, rule in sorted(chosen.items())
+    }
 
 
 def _matches(rule: TableRule, name: str, same_name: Callable[[str, str], bool]) -> bool:
@@ -88,7 +96,11 @@ def _matches(rule: TableRule, name: str, same_name: Callable[[str, str], bool]) 
 
 
 def _listed(
-    tables: Mapping[str, Table], table: Table, rule: TableRule, same_name: Callable[[str, str], bool], where: str
+    tables: Mapping[str, Table],
+    table: Table,
+    rule: TableRule,
+    same_name: Callable[[str, str], bool],
+    where: str,
 ) -> ListedTable:
     if not table.key:
         raise Misconfigured(f"{where}: table {table.name} has no primary key; give it one or take it from the list")
@@ -141,7 +153,9 @@ def _rule(words: list[tuple[str, str | None]], number: int, where: str) -> Table
     options: dict[str, str] = {}
     for option, text in words[1:]:
         if text is None:
-            raise Misconfigured(f"{where}: unexpected {option!r} after the table name; one table a line, options are NAME=VALUE")
+            raise Misconfigured(
+                f"{where}: unexpected {option!r} after the table name; one table a line, options are NAME=VALUE"
+            )
         if option not in {"where", "exclude", "requires"}:
             raise Misconfigured(f"{where}: unknown option {option!r}; known are where, exclude, requires")
         if option in options:
@@ -149,9 +163,7 @@ def _rule(words: list[tuple[str, str | None]], number: int, where: str) -> Table
         if not text.strip():
             raise Misconfigured(f"{where}: option {option} is empty")
         options[option] = text
-    return TableRule(
-        name, number, options.get("where"), _names(options.get("exclude")), _names(options.get("requires"))
-    )
+    return TableRule(name, number, options.get("where"), _names(options.get("exclude")), _names(options.get("requires")))
 
 
 def _names(text: str | None) -> tuple[str, ...]:

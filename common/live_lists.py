@@ -68,7 +68,10 @@ class LiveLists:
             known = {row.table_name for row in connection.execute(select(captured.c.table_name))}
             connection.rollback()
         if known != set(self._tables):
-            self._log.warning("lists_not_installed", remedy="run `stsync install` to bring the triggers in line with the lists")
+            self._log.warning(
+                "lists_not_installed",
+                remedy="run `stsync install` to bring the triggers in line with the lists",
+            )
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

@@ -12,9 +12,7 @@ def configure(settings: LogSettings, *, node: str) -> None:
     """Send this process's log to stderr in the settings' form, every line naming the node."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     pretty = settings.format == "pretty" or (settings.format == "auto" and sys.stderr.isatty())
-    renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
-    )
+    renderer: structlog.types.Processor = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

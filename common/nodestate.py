@@ -110,7 +110,9 @@ def advance(connection: Connection, before: Position, after: Position, **values:
         .values(epoch=after.epoch, sequence=after.sequence, hash=after.hash, **values)
     )
     if connection.execute(statement).rowcount != 1:
-        raise Fault(f"the position in the database is not {before.sequence} any more: does another service run on this database?")
+        raise Fault(
+            f"the position in the database is not {before.sequence} any more: does another service run on this database?"
+        )
 
 
 def save(connection: Connection, **values: Any) -> None:

@@ -48,6 +48,9 @@ def build(settings: Settings, database: Database, state: NodeState, stop: Stop) 
         clock_tolerance_s=trust.clock_tolerance_s,
     )
     topology = Topology(
-        settings.cluster.name, settings.cluster.names, settings.broker.queue_type, settings.broker.queue_max_bytes
+        settings.cluster.name,
+        settings.cluster.names,
+        settings.broker.queue_type,
+        settings.broker.queue_max_bytes,
     )
     return Runtime(settings, database, topology, Writer(identity, sealer, settings.cluster.name), reader, state, stop)

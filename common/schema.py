@@ -30,7 +30,11 @@ class Table:
 
     def fingerprint(self) -> str:
         """A digest of what capture and replay depend on (TRAPS 6)."""
-        parts = [self.name, *self.key, *(f"{c.name}\0{c.type}\0{c.generated}" for c in sorted(self.columns, key=lambda c: c.name))]
+        parts = [
+            self.name,
+            *self.key,
+            *(f"{c.name}\0{c.type}\0{c.generated}" for c in sorted(self.columns, key=lambda c: c.name)),
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -47,7 +51,9 @@ class ListedTable:
     def __post_init__(self) -> None:
         """Work out the synchronized columns once: the key's first, then the others, without excluded and generated ones."""
         keys = [one for name in self.table.key if (one := self.table.column(name)) is not None]
-        rest = [c for c in self.table.columns if c.name not in self.table.key and c.name not in self.exclude and not c.generated]
+        rest = [
+            c for c in self.table.columns if c.name not in self.table.key and c.name not in self.exclude and not c.generated
+        ]
         object.__setattr__(self, "columns", (*keys, *rest))
 
     @property

@@ -178,7 +178,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _node_in_roster(self) -> Self:
         if self.node.name not in self.cluster.names:
-            raise ValueError(f"node.name {self.node.name!r} is not in the roster cluster.nodes ({', '.join(self.cluster.names)})")
+            raise ValueError(
+                f"node.name {self.node.name!r} is not in the roster cluster.nodes ({', '.join(self.cluster.names)})"
+            )
         return self
 
 

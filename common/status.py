@@ -78,7 +78,11 @@ def service_runs(database: Database) -> bool:
 
 
 def _primary(
-    connection: Connection, settings: Settings, state: NodeState, running: bool, warnings: list[str]  # noqa: FBT001
+    connection: Connection,
+    settings: Settings,
+    state: NodeState,
+    running: bool,
+    warnings: list[str],
 ) -> Status:
     heard = {row.name: row for row in connection.execute(select(reports))}
     nodes = tuple(
@@ -105,7 +109,7 @@ def _primary(
     return Status(document, nodes, all(node.state is State.IN_SYNC for node in nodes))
 
 
-def _reported(name: str, row: Any, state: NodeState, settings: Settings, running: bool) -> NodeStatus:  # noqa: FBT001
+def _reported(name: str, row: Any, state: NodeState, settings: Settings, running: bool) -> NodeStatus:
     head = state.position
     if row is None:
         reason = "has never reported" if running else "this node's service does not run; start it with `stsync run`"
@@ -137,7 +141,11 @@ def _reported(name: str, row: Any, state: NodeState, settings: Settings, running
 
 
 def _secondary(
-    connection: Connection, settings: Settings, state: NodeState, running: bool, warnings: list[str]  # noqa: FBT001
+    connection: Connection,
+    settings: Settings,
+    state: NodeState,
+    running: bool,
+    warnings: list[str],
 ) -> Status:
     quarantined = nodestate.quarantined(connection)
     behind = max(0, state.head[1] - state.position.sequence)
@@ -170,7 +178,11 @@ def _secondary(
 
 
 def _own_state(
-    state: NodeState, settings: Settings, running: bool, behind: int, quarantined: int  # noqa: FBT001
+    state: NodeState,
+    settings: Settings,
+    running: bool,
+    behind: int,
+    quarantined: int,
 ) -> tuple[State, str | None]:
     if state.state in (State.NEEDS_FULL_SYNC, State.REFUSED):
         return state.state, state.reason

@@ -152,7 +152,7 @@ def definitions(topology: Topology, *, vhost: str, primary: str) -> dict[str, An
 _HASHING = "rabbit_password_hashing_sha256"
 
 
-def _permissions(topology: Topology, node: str, vhost: str, is_primary: bool) -> dict[str, str]:  # noqa: FBT001
+def _permissions(topology: Topology, node: str, vhost: str, is_primary: bool) -> dict[str, str]:
     write, read = [topology.reports_exchange], [topology.node_queue(node)]
     configure = []
     if is_primary:

@@ -110,7 +110,10 @@ class Applier:
             except MessageRefused as exc:  # signed by the primary, complete, and yet not readable: no catch-up mends it
                 connection.rollback()
                 self._refuse(connection, exc)
-                self._give_up(connection, f"the change set after sequence {self._position.sequence} cannot be read: {exc}")
+                self._give_up(
+                    connection,
+                    f"the change set after sequence {self._position.sequence} cannot be read: {exc}",
+                )
         self._after(connection)
 
     def _receive(self, connection: Connection, delivery: Delivery) -> None:
@@ -120,9 +123,14 @@ class Applier:
             self._batch(message, redelivered=delivery.redelivered)
             return
         if message.header.sender != self._primary:
-            raise MessageRefused("sender", f"a {kind} message of {message.header.sender!r}; the primary is {self._primary!r}")
+            raise MessageRefused(
+                "sender", f"a {kind} message of {message.header.sender!r}; the primary is {self._primary!r}"
+            )
         if message.header.epoch < self._position.epoch:
-            raise MessageRefused("epoch", f"a {kind} message of epoch {message.header.epoch}; this node is in {self._position.epoch}")
+            raise MessageRefused(
+                "epoch",
+                f"a {kind} message of epoch {message.header.epoch}; this node is in {self._position.epoch}",
+            )
         if kind is MessageKind.HEARTBEAT:
             self._heartbeat(message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
@@ -146,7 +154,10 @@ class Applier:
 
     def _heartbeat(self, message: Verified, beat: Heartbeat) -> None:
         if beat.number <= self._beat:
-            raise MessageRefused("replayed", f"a heartbeat of {message.header.sender!r} that was received before, or an older one")
+            raise MessageRefused(
+                "replayed",
+                f"a heartbeat of {message.header.sender!r} that was received before, or an older one",
+            )
         self._beat = beat.number
         self._heard = time.monotonic()
         self._head = max(self._head, (message.header.epoch, beat.sequence))
@@ -189,7 +200,14 @@ class Applier:
         newest = self._assembly.ready[count - 1][-1].header
         after = Position(newest.epoch, newest.sequence, self._assembly.ready[count - 1][-1].hash)
         lag_ms = max(0.0, time.time() * 1000 - newest.issued_ms)
-        nodestate.advance(connection, self._position, after, lag_ms=lag_ms, head_epoch=self._head[0], head_sequence=self._head[1])
+        nodestate.advance(
+            connection,
+            self._position,
+            after,
+            lag_ms=lag_ms,
+            head_epoch=self._head[0],
+            head_sequence=self._head[1],
+        )
         connection.commit()
         self._assembly.taken(count)
         self._position, self._lag_ms = after, lag_ms

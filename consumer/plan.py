@@ -10,7 +10,7 @@ no plan and is replayed in the original order.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from common.changes import SEPARATOR, Frame, Kind, keys_of
+from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
 from common.schema import ListedTable
 
 _BULK = (Kind.INSERT, Kind.UPDATE, Kind.DELETE)
@@ -54,9 +54,9 @@ class _Pile:
             steps += _packed(rows, self.table.name, max_bytes)
         return steps
 
-    def _final(self) -> dict[str | tuple[str, ...], tuple[Kind, str]] | None:
+    def _final(self) -> dict[Key, tuple[Kind, str]] | None:
         """The last state of each key; None when only the original order is right."""
-        final: dict[str | tuple[str, ...], tuple[Kind, str]] = {}
+        final: dict[Key, tuple[Kind, str]] = {}
         for frame in self.frames:
             for key, row in zip(keys_of(frame, len(self.table.key)), frame.texts(), strict=True):
                 before = final.get(key)
@@ -78,7 +78,9 @@ def _after(before: Kind, now: Kind) -> Kind | None:
     return None
 
 
-def fast(frames: Iterable[Frame], listed: Mapping[str, ListedTable], order: Sequence[str], max_bytes: int) -> list[Step] | None:
+def fast(
+    frames: Iterable[Frame], listed: Mapping[str, ListedTable], order: Sequence[str], max_bytes: int
+) -> list[Step] | None:
     """The statements for these frames, `order` being the tables with parents first; None when there is no such plan.
 
     Raises MessageRefused when a row does not begin with its key.
@@ -108,7 +110,7 @@ def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Itera
         if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None:
             yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows)
             continue
-        seen: set[str | tuple[str, ...]] = set()
+        seen: set[Key] = set()
         run: list[str] = []
         for key, row in zip(keys_of(frame, len(table.key)), frame.texts(), strict=True):
             if key in seen:

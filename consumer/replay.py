@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from common.changes import Frame, Kind
+from common.changes import SEPARATOR, Frame, Kind, keys_of
 from common.dialects.base import Dialect, TableWriter, run, without_old_key
 from common.errors import NotApplicable
 from common.schema import ListedTable, parents_first
@@ -184,7 +184,7 @@ class Replayer:
             _expect(step, found + writer.insert_missing(cursor, step.rows))
 
     def _rekey(self, cursor: Any, table: ListedTable, writer: TableWriter, step: Step) -> None:
-        for text in step.rows.split(plan.SEPARATOR):
+        for text in step.rows.split(SEPARATOR):
             if writer.rekey(cursor, text) == 0:
                 row = without_old_key(text, len(table.key))
                 single = replace(step, count=1, rows=row)
@@ -199,7 +199,7 @@ class Replayer:
             return ""
         width = len(table.key)
         rows = without_old_key(step.rows, width) if step.kind is Kind.REKEY else step.rows
-        found = plan.keys_of(Frame(step.table, step.kind, step.columns, 1, rows), width)
+        found = keys_of(Frame(step.table, step.kind, step.columns, 1, rows), width)
         return found[0] if isinstance(found[0], str) else ",".join(found[0])
 
     def _writer(self, table: ListedTable, columns: tuple[str, ...]) -> TableWriter:

@@ -13,6 +13,7 @@ from common.live_lists import LiveLists
 from common.runtime import Runtime
 from consumer.applier import Applier
 from consumer.reporter import Reporter
+from consumer.standing import Standing
 
 _AT_ONCE = 1000
 
@@ -55,7 +56,7 @@ class SecondaryService:
             runtime.writer,
             state.primary_name,
             settings.intervals,
-            standing=lambda: self._applier.standing(),
+            standing=self._standing,
         )
         self._applier = Applier(
             runtime.database,
@@ -73,7 +74,11 @@ class SecondaryService:
             self._reporter.start(nodestate.reserve_numbers(connection))
             connection.commit()
             self._applier.load(connection)
-        self._log.info("secondary_started", sequence=self._applier.standing().position.sequence, tables=len(self._lists.tables))
+        self._log.info(
+            "secondary_started",
+            sequence=self._applier.standing().position.sequence,
+            tables=len(self._lists.tables),
+        )
         self._publish.start()
         self._consume.start()
         self._crew.start("applier", self._apply_loop)
@@ -86,6 +91,9 @@ class SecondaryService:
             self._consume.stop()
             self._publish.stop()
         self._log.info("secondary_stopped", sequence=self._applier.standing().position.sequence)
+
+    def _standing(self) -> Standing:
+        return self._applier.standing()
 
     def _apply_loop(self) -> None:
         stop = self._runtime.stop
@@ -117,5 +125,3 @@ class SecondaryService:
         level(event, state=state.name, reason=state.reason)
         if state.name == "refused":
             self._crew.fail(link.fault or Fault(state.reason or "the broker refused"))
-
-

@@ -10,8 +10,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from common import __version__
 from common.bookkeeping import captured, metadata, node
-from common.changes import GENESIS
 from common.catalog import listed_tables
+from common.changes import GENESIS
 from common.database import Database
 from common.dialects.base import Trigger, run
 from common.nodestate import Role, State, now_ms, read_installed
@@ -40,7 +40,8 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
     listed = listed_tables(database, connection, settings)
     wanted = {trigger.name: trigger for table in listed.values() for trigger in dialect.triggers(table)}
     fingerprints = {
-        name: (table.table.fingerprint(), _digest(t for t in wanted.values() if t.table == name)) for name, table in listed.items()
+        name: (table.table.fingerprint(), _digest(t for t in wanted.values() if t.table == name))
+        for name, table in listed.items()
     }
     standing = dialect.installed(connection)
     known = _known(connection)
@@ -76,7 +77,9 @@ def uninstall(database: Database) -> list[str]:
         statements = [one for trigger in database.dialect.installed(connection) for one in trigger.drop]
         existing = set(inspect(connection).get_table_names())
         preparer = connection.dialect.identifier_preparer
-        statements += [f"DROP TABLE {preparer.quote(t.name)}" for t in reversed(metadata.sorted_tables) if t.name in existing]
+        statements += [
+            f"DROP TABLE {preparer.quote(t.name)}" for t in reversed(metadata.sorted_tables) if t.name in existing
+        ]
         for statement in statements:
             run(connection, statement)
         connection.commit()

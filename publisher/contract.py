@@ -11,7 +11,12 @@ from common.schema import Column, ListedTable
 
 
 def canonical(
-    listed: Mapping[str, ListedTable], dialect: Dialect, table_name: str, kind: str, columns_json: str, rows_json: str
+    listed: Mapping[str, ListedTable],
+    dialect: Dialect,
+    table_name: str,
+    kind: str,
+    columns_json: str,
+    rows_json: str,
 ) -> tuple[str, Kind, tuple[str, ...], int, str]:
     """(table, kind, columns, count, rows) as a frame holds them; NotApplicable says what is wrong with the row."""
     table = _table(listed, dialect, table_name)

@@ -76,7 +76,7 @@ class Control:
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
         self._number = nodestate.reserve_numbers(connection)
-        self._numbers = {name: number for name, number in connection.execute(select(reports.c.name, reports.c.number)).tuples()}
+        self._numbers = dict(connection.execute(select(reports.c.name, reports.c.number)).tuples().all())
         self._journal_first = journal.first_sequence(connection)
         connection.commit()
 
@@ -88,8 +88,16 @@ class Control:
         self._number += 1
         body = encode_body(Heartbeat(self._number, head.sequence, head.hash, self._journal_first))
         expires_in_s = 10 * self._settings.intervals.heartbeat_s
-        message = self._writer.write(MessageKind.HEARTBEAT, body, epoch=head.epoch, sequence=head.sequence, expires_in_s=expires_in_s)
-        self._link.publish(self._topology.events_exchange, "", message, expiration_ms=int(expires_in_s * 1000), persistent=False)
+        message = self._writer.write(
+            MessageKind.HEARTBEAT, body, epoch=head.epoch, sequence=head.sequence, expires_in_s=expires_in_s
+        )
+        self._link.publish(
+            self._topology.events_exchange,
+            "",
+            message,
+            expiration_ms=int(expires_in_s * 1000),
+            persistent=False,
+        )
 
     def take(self, connection: Connection, deliveries: list[Delivery]) -> None:
         """Handle what arrived: only the last report of each node is written."""
@@ -105,8 +113,8 @@ class Control:
                 texts[key] = str(exc)
         for name, report in latest.items():
             self._save(connection, name, report)
-        for (kind, source), _ in refused.items():
-            for _ in range(refused[kind, source]):
+        for (kind, source), count in refused.items():
+            for _ in range(count):
                 if nodestate.count_refusal(connection, kind, source, texts[kind, source]):
                     self._log.warning("message_refused", kind=kind, source=source, reason=texts[kind, source])
         connection.commit()
@@ -122,7 +130,9 @@ class Control:
         message = self._reader.verify(delivery.body)
         sender = message.header.sender
         if delivery.user_id is None and self._settings.broker.require_user_id:
-            raise MessageRefused("sender", f"a message of {sender!r} without the broker's proof of who published it (TRAPS 19)")
+            raise MessageRefused(
+                "sender", f"a message of {sender!r} without the broker's proof of who published it (TRAPS 19)"
+            )
         if message.header.kind is MessageKind.REPORT:
             report = parse_body(self._reader.open(message), Report)
             self._check_number(sender, report.number)
@@ -141,7 +151,9 @@ class Control:
         self._check_number(sender, request.number)
         head = self._head()
         if message.header.epoch > head.epoch:
-            raise MessageRefused("epoch", f"{sender!r} speaks of epoch {message.header.epoch}; this primary's is {head.epoch}")
+            raise MessageRefused(
+                "epoch", f"{sender!r} speaks of epoch {message.header.epoch}; this primary's is {head.epoch}"
+            )
         last = min(head.sequence, request.first + max(1, request.limit) - 1)
         if request.first <= last:
             self._serving[sender] = _Serving(request.first, last)
@@ -168,7 +180,12 @@ class Control:
         self._number += 1
         body = encode_body(PastRetention(self._number, asked, journal.first_sequence(connection), head.sequence))
         message = self._writer.write(
-            MessageKind.PAST_RETENTION, body, epoch=head.epoch, sequence=head.sequence, audience=node, expires_in_s=60
+            MessageKind.PAST_RETENTION,
+            body,
+            epoch=head.epoch,
+            sequence=head.sequence,
+            audience=node,
+            expires_in_s=60,
         )
         self._link.publish(self._topology.direct_exchange, node, message, persistent=False)
         self._log.warning("catch_up_past_retention", node=node, asked=asked)
@@ -193,7 +210,7 @@ class Control:
 
 def gather(arrived: "queue.Queue[Delivery]", timeout_s: float, limit: int = 200) -> list[Delivery]:
     """Wait for a delivery at most `timeout_s`, then take what else is there."""
-    found = []
+    found: list[Delivery] = []
     until = time.monotonic() + timeout_s
     while len(found) < limit:
         try:

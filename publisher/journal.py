@@ -25,7 +25,14 @@ def append(connection: Connection, epoch: int, batches: Iterable[Batch]) -> None
     """Write batches in the caller's transaction."""
     at = now_ms()
     rows = [
-        {"sequence": b.sequence, "epoch": epoch, "hash": b.hash, "message": b.message, "size": len(b.message), "at_ms": at}
+        {
+            "sequence": b.sequence,
+            "epoch": epoch,
+            "hash": b.hash,
+            "message": b.message,
+            "size": len(b.message),
+            "at_ms": at,
+        }
         for b in batches
     ]
     if rows:
@@ -84,9 +91,7 @@ def prune(connection: Connection, settings: JournalSettings, published: int) -> 
     """
     held = extent(connection)
     oldest_kept_ms = now_ms() - int(settings.max_age_hours * 3_600_000)
-    by_age = connection.execute(
-        select(func.max(journal.c.sequence)).where(journal.c.at_ms < oldest_kept_ms)
-    ).scalar_one()
+    by_age = connection.execute(select(func.max(journal.c.sequence)).where(journal.c.at_ms < oldest_kept_ms)).scalar_one()
     upto = by_age or 0
     excess = held.bytes - settings.max_bytes
     if excess > 0:

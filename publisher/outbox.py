@@ -11,7 +11,8 @@ from itertools import groupby
 from typing import Any
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, insert as sql_insert, select, text
+from sqlalchemy import func, select, text
+from sqlalchemy import insert as sql_insert
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import outbox, rejected
@@ -57,7 +58,11 @@ def rekey(connection: Connection, table: str, old_key: Mapping[str, Any], row: M
 
 
 def _record(
-    connection: Connection, name: str, kind: Kind, row: Mapping[str, Any], old_key: Mapping[str, Any] | None = None
+    connection: Connection,
+    name: str,
+    kind: Kind,
+    row: Mapping[str, Any],
+    old_key: Mapping[str, Any] | None = None,
 ) -> None:
     dialect, _ = dialect_for(connection.engine.url.render_as_string(hide_password=True))
     table = next((t for key, t in dialect.tables(connection).items() if dialect.same_name(name, key)), None)
@@ -73,7 +78,7 @@ def _record(
     values = {"t": table.name, "k": kind.value, "c": columns_json(names)}
     connection.execute(
         text(
-            "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+            "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
             f" VALUES (:t, :k, :c, {dialect.row(references)}, 1, 0)"
         ),
         values | bound,

@@ -108,7 +108,12 @@ class Relay:
             return list(
                 composer.add(
                     *contract.canonical(
-                        self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
+                        self._listed(),
+                        self._database.dialect,
+                        row.table_name,
+                        row.kind,
+                        row.columns_json,
+                        row.rows_json,
                     )
                 )
             )

@@ -37,7 +37,9 @@ class PrimaryService:
         self._lists = LiveLists(runtime.database, runtime.settings)
         state = runtime.state
         self._sender = Sender(runtime.database, runtime.topology, state.published, state.position.sequence)
-        self._relay = Relay(runtime.database, self._settings.relay, runtime.writer, lambda: self._lists.tables, state.position)
+        self._relay = Relay(
+            runtime.database, self._settings.relay, runtime.writer, lambda: self._lists.tables, state.position
+        )
         self._arrived: queue.Queue[Delivery] = queue.Queue()
         self._publish = PublishLink(
             self._settings.broker,
@@ -70,7 +72,12 @@ class PrimaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
-        self._log.info("primary_started", epoch=self._position.epoch, sequence=self._position.sequence, tables=len(self._lists.tables))
+        self._log.info(
+            "primary_started",
+            epoch=self._position.epoch,
+            sequence=self._position.sequence,
+            tables=len(self._lists.tables),
+        )
         self._publish.start()
         self._consume.start()
         self._crew.start("relay", self._relay_loop)

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.commands.options import ConfigOption  # noqa: F401  (the command must be importable)
+from sqlalchemy import event, text
+from sqlalchemy.engine import Connection, Engine, create_engine
+
+from common.catalog import listed_tables
 from common.database import Database
 from common.dialects.base import run as run_sql
 from common.settings import Settings, load_settings
 from common.trust.pki import init_cluster, issue_node
 from publisher import capture
-from sqlalchemy import text
-from sqlalchemy.engine import Connection, Engine, create_engine
 
 STSYNC = [sys.executable, "-m", "common"]
 PATIENCE_S = 60.0
@@ -84,7 +85,11 @@ class Node:
 
     def command(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*STSYNC, *arguments, "--config", str(self.config)], capture_output=True, text=True, timeout=timeout_s, check=False
+            [*STSYNC, *arguments, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
 
     def status(self) -> dict[str, Any]:
@@ -127,8 +132,6 @@ class Node:
 
 
 def _enforce_foreign_keys(engine: Engine) -> None:
-    from sqlalchemy import event
-
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
@@ -174,7 +177,9 @@ class Cluster:
                 if here != expected[name]:
                     missing = len(set(expected[name]) - set(here))
                     extra = len(set(here) - set(expected[name]))
-                    found.append(f"{node.name}.{name}: {missing} rows missing or different, {extra} extra of {len(expected[name])}")
+                    found.append(
+                        f"{node.name}.{name}: {missing} rows missing or different, {extra} extra of {len(expected[name])}"
+                    )
         return found
 
     def wait_equal(self, timeout_s: float = PATIENCE_S) -> None:
@@ -196,8 +201,6 @@ class Cluster:
     def _queries(self) -> dict[str, str]:
         node = self.primary
         with node.database.connect() as connection:
-            from common.catalog import listed_tables
-
             listed = listed_tables(node.database, connection, node.settings)
             quote = connection.dialect.identifier_preparer.quote_identifier
             connection.rollback()

@@ -23,9 +23,7 @@ PrimaryOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add `stsync broker` with its commands."""
-    group = typer.Typer(
-        help="What an administrator of RabbitMQ needs.", no_args_is_help=True, rich_markup_mode=None
-    )
+    group = typer.Typer(help="What an administrator of RabbitMQ needs.", no_args_is_help=True, rich_markup_mode=None)
     group.command("definitions")(print_definitions)
     group.callback()(_group)
     app.add_typer(group, name="broker")
@@ -41,9 +39,7 @@ def print_definitions(config: ConfigOption = None, primary: PrimaryOption = None
     cluster, broker = settings.cluster, settings.broker
     chosen = primary or cluster.names[0]
     if chosen not in cluster.names:
-        raise Misconfigured(
-            f"--primary: {chosen!r} is not in the roster cluster.nodes ({', '.join(cluster.names)})"
-        )
+        raise Misconfigured(f"--primary: {chosen!r} is not in the roster cluster.nodes ({', '.join(cluster.names)})")
     topology = Topology(cluster.name, cluster.names, broker.queue_type, broker.queue_max_bytes)
     document = definitions(topology, vhost=addresses(broker)[0].vhost, primary=chosen)
     typer.echo(json.dumps(document, indent=2))

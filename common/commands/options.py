@@ -7,6 +7,10 @@ import typer
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="Settings file; else $STSYNC_CONFIG, else /etc/stsync/stsync.toml.", show_default=False),
+    typer.Option(
+        "--config",
+        help="Settings file; else $STSYNC_CONFIG, else /etc/stsync/stsync.toml.",
+        show_default=False,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs go to stderr.")]

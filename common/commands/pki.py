@@ -9,15 +9,9 @@ import typer
 from common.trust import pki
 
 ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster, as in [cluster] name.")]
-NodeOption = Annotated[
-    str, typer.Option("--node", help="Name of the node, as in the roster [[cluster.nodes]].")
-]
-CaOption = Annotated[
-    Path, typer.Option("--ca", help="Directory with ca.pem and ca.key, as `pki init` made it.")
-]
-OutOption = Annotated[
-    Path, typer.Option("--out", help="Directory to write to; made if missing. Nothing is overwritten.")
-]
+NodeOption = Annotated[str, typer.Option("--node", help="Name of the node, as in the roster [[cluster.nodes]].")]
+CaOption = Annotated[Path, typer.Option("--ca", help="Directory with ca.pem and ca.key, as `pki init` made it.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Directory to write to; made if missing. Nothing is overwritten.")]
 
 
 def register(app: typer.Typer) -> None:

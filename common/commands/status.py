@@ -18,7 +18,12 @@ from common.nodestate import State
 from common.settings import Settings, load_settings
 from common.status import Status
 
-_COLOURS = {State.IN_SYNC: "green", State.CATCHING_UP: "yellow", State.SYNCHRONIZING: "yellow", State.PAUSED: "yellow"}
+_COLOURS = {
+    State.IN_SYNC: "green",
+    State.CATCHING_UP: "yellow",
+    State.SYNCHRONIZING: "yellow",
+    State.PAUSED: "yellow",
+}
 _WATCH_S = 1.0
 
 
@@ -72,8 +77,20 @@ def _render(found: Status) -> RenderableType:
     parts: list[RenderableType] = [Text(head)]
     if "journal" in document:
         journal = document["journal"]
-        parts.append(Text(f"outbox {document['outbox']} · journal {journal['first']}–{journal['last']}, {_bytes(journal['bytes'])}"))
-    table = Table("node", "state", "sequence", "behind", "lag", "quarantined", "refused", "last full sync", "last report")
+        parts.append(
+            Text(f"outbox {document['outbox']} · journal {journal['first']}–{journal['last']}, {_bytes(journal['bytes'])}")
+        )
+    table = Table(
+        "node",
+        "state",
+        "sequence",
+        "behind",
+        "lag",
+        "quarantined",
+        "refused",
+        "last full sync",
+        "last report",
+    )
     for node in found.nodes:
         colour = _COLOURS.get(node.state, "red")
         table.add_row(

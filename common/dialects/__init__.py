@@ -9,7 +9,12 @@ from common.dialects.postgresql import Postgresql
 from common.dialects.sqlite import Sqlite
 from common.errors import Misconfigured
 
-_KNOWN: dict[str, Dialect] = {"postgresql": Postgresql(), "mysql": Mariadb(), "mariadb": Mariadb(), "sqlite": Sqlite()}
+_KNOWN: dict[str, Dialect] = {
+    "postgresql": Postgresql(),
+    "mysql": Mariadb(),
+    "mariadb": Mariadb(),
+    "sqlite": Sqlite(),
+}
 
 
 def dialect_for(url: str) -> tuple[Dialect, URL]:
@@ -21,5 +26,10 @@ def dialect_for(url: str) -> tuple[Dialect, URL]:
     backend = parsed.get_backend_name()
     if backend not in _KNOWN:
         raise Misconfigured(f"database.url: {backend!r} is not known; use postgresql+psycopg, mysql+pymysql or sqlite")
-    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "mariadb": "mysql+pymysql", "sqlite": "sqlite"}
+    drivers = {
+        "postgresql": "postgresql+psycopg",
+        "mysql": "mysql+pymysql",
+        "mariadb": "mysql+pymysql",
+        "sqlite": "sqlite",
+    }
     return _KNOWN[backend], parsed.set(drivername=drivers[backend])

@@ -153,7 +153,7 @@ class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
     def json_number(self, text: str) -> str:
         """A JSON number that a program wrote into the outbox, as a value of a frame."""
 
-    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+    def json_boolean(self, value: bool) -> str:
         """The same for true and false."""
 
 

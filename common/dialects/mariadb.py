@@ -88,9 +88,11 @@ class MariadbWriter(JsonWriter):
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
         """See JsonWriter."""
         wanted = list(columns)
-        table = ", ".join(f"c{place} {_json_type(c, c in self.keys)} PATH '$[{place}]' ERROR ON ERROR" for place, c, _ in wanted)
+        table = ", ".join(
+            f"c{place} {_json_type(c, c in self.keys)} PATH '$[{place}]' ERROR ON ERROR" for place, c, _ in wanted
+        )
         values = ", ".join(f"{_from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
-        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"  # noqa: S608
+        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"
 
     def update_sql(self) -> str:
         """See JsonWriter."""
@@ -99,7 +101,9 @@ class MariadbWriter(JsonWriter):
 
     def delete_sql(self) -> str:
         """See JsonWriter."""
-        return f"DELETE t FROM {self.target} t JOIN ({self.keys_in()}) x ON {self.key_match()} WHERE TRUE{self.local_filter()}"
+        return (
+            f"DELETE t FROM {self.target} t JOIN ({self.keys_in()}) x ON {self.key_match()} WHERE TRUE{self.local_filter()}"
+        )
 
     def rekey_sql(self) -> str:
         """See JsonWriter."""
@@ -110,7 +114,11 @@ class MariadbWriter(JsonWriter):
 
 def _json_type(column: Column, is_key: bool) -> str:
     base = _base(column)
-    if is_key and base not in _BINARY and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}:
+    if (
+        is_key
+        and base not in _BINARY
+        and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}
+    ):
         return column.type
     return "LONGTEXT CHARACTER SET utf8mb4"
 
@@ -138,7 +146,7 @@ class Mariadb:
         """See Dialect."""
         return f'"{text}"'
 
-    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+    def json_boolean(self, value: bool) -> str:
         """See Dialect."""
         return '"1"' if value else '"0"'
 
@@ -162,13 +170,13 @@ class Mariadb:
         """See EngineDialect: a named lock of the session."""
         found = connection.execute(text("SELECT GET_LOCK(CONCAT('stsync.', DATABASE()), 0)")).scalar_one()
         connection.commit()
-        return found == 1
+        return bool(found == 1)
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
         connection = engine.raw_connection()
         driver: Any = connection.driver_connection
-        driver.autocommit(True)  # noqa: FBT003
+        driver.autocommit(True)
         cursor = driver.cursor()
 
         def pending() -> bool:
@@ -198,7 +206,13 @@ class Mariadb:
             parents.setdefault(table, set()).add(parent)
         found = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
-            Table(name, tuple(columns[name]), tuple(keys.get(name, ())), frozenset(parents.get(name, ())), uniques)
+            Table(
+                name,
+                tuple(columns[name]),
+                tuple(keys.get(name, ())),
+                frozenset(parents.get(name, ())),
+                uniques,
+            )
             for name, uniques in found
         )
 
@@ -234,7 +248,7 @@ class Mariadb:
 
     def truncate(self, table: ListedTable) -> str:
         """See ReplayDialect."""
-        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")  # noqa: S608
+        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
     def enter_replay(self, connection: Connection) -> None:
         """See ReplayDialect."""
@@ -271,7 +285,7 @@ def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
     names = columns_json(c.name for c in columns)
     return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
         f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1);"
     )
 
@@ -284,7 +298,7 @@ def _inside(table: ListedTable, alias: str) -> str | None:
     if not table.where:
         return None
     names = ", ".join(f"{alias}.{quote(c.name)} AS {quote(c.name)}" for c in table.table.columns)
-    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {names}) stsync_f), FALSE)"  # noqa: S608
+    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {names}) stsync_f), FALSE)"
 
 
 def _same(columns: Iterable[Column]) -> str:
@@ -308,7 +322,4 @@ def _update_body(table: ListedTable, insert: str, delete: str) -> str:
     old, new = _inside(table, "OLD"), _inside(table, "NEW")
     if old is None or new is None:
         return inside
-    return (
-        f"IF {old} THEN\n    IF {new} THEN {inside}\n    ELSE {delete} END IF;\n"
-        f"  ELSEIF {new} THEN {insert} END IF;"
-    )
+    return f"IF {old} THEN\n    IF {new} THEN {inside}\n    ELSE {delete} END IF;\n  ELSEIF {new} THEN {insert} END IF;"

@@ -12,7 +12,11 @@ class PollWaker:
     """Asks `pending` until it says yes; the pause grows from the shortest to the longest while nothing comes."""
 
     def __init__(
-        self, pending: Callable[[], bool], close: Callable[[], None], stop: Stoppable, poll_s: tuple[float, float]
+        self,
+        pending: Callable[[], bool],
+        close: Callable[[], None],
+        stop: Stoppable,
+        poll_s: tuple[float, float],
     ) -> None:
         self._pending = pending
         self._close = close

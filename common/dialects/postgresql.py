@@ -29,7 +29,8 @@ _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
 SELECT c.oid, c.relname,
-       (SELECT array_agg(a.attname ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n), pg_attribute a
+       (SELECT array_agg(a.attname ORDER BY k.n)
+          FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n), pg_attribute a
          WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.attnum),
        (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary),
        (SELECT array_agg(DISTINCT p.relname) FROM pg_constraint f JOIN pg_class p ON p.oid = f.confrelid
@@ -39,13 +40,15 @@ FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relk
 """
 _COLUMNS_SQL = """
 SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> ''
-FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+ JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """
 _INSTALLED_SQL = """
 SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-WHERE NOT t.tgisinternal AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE 'A0\\_stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
+WHERE NOT t.tgisinternal
+ AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE 'A0\\_stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
 
 
@@ -72,7 +75,7 @@ class PostgresqlWriter(JsonWriter):
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
         """See JsonWriter. Types without their modifier, so that a value too long is an error, never cut."""
         values = ", ".join(f"(r->>{place})::{column.type} AS {self.quote(name)}" for place, column, name in columns)
-        return f"SELECT {values} FROM jsonb_array_elements(%s::jsonb) r"  # noqa: S608
+        return f"SELECT {values} FROM jsonb_array_elements(%s::jsonb) r"
 
     def overriding(self) -> str:
         """Identity columns keep the primary's values."""
@@ -104,7 +107,8 @@ class NotifyWaker:
     def __init__(self, engine: Engine, stop: Stoppable) -> None:
         self._stop = stop
         self._pool_connection = engine.raw_connection()
-        self._connection: Any = self._pool_connection.driver_connection
+        driver: Any = self._pool_connection.driver_connection
+        self._connection = driver
         self._connection.autocommit = True
         self._connection.execute(f"LISTEN {CHANNEL}")
 
@@ -136,7 +140,7 @@ class Postgresql:
         """See Dialect."""
         return f'"{text}"'
 
-    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+    def json_boolean(self, value: bool) -> str:
         """See Dialect."""
         return '"true"' if value else '"false"'
 
@@ -217,11 +221,24 @@ class Postgresql:
             ),
             self._trigger(table, "stsync_d_", "AFTER DELETE", "REFERENCING OLD TABLE AS stsync_old", _delete_body(table)),
             self._trigger(table, "stsync_t_", "AFTER TRUNCATE", "", _outbox(table, "T", "'[]'", "1") + ";"),
-            self._trigger(table, "A0_stsync_k_", "AFTER UPDATE", "", _rekey_body(table), row_when=_rekeyed(table, "OLD", "NEW")),
+            self._trigger(
+                table,
+                "A0_stsync_k_",
+                "AFTER UPDATE",
+                "",
+                _rekey_body(table),
+                row_when=_rekeyed(table, "OLD", "NEW"),
+            ),
         ]
 
     def _trigger(
-        self, table: ListedTable, prefix: str, when: str, referencing: str, body: str, row_when: str | None = None
+        self,
+        table: ListedTable,
+        prefix: str,
+        when: str,
+        referencing: str,
+        body: str,
+        row_when: str | None = None,
     ) -> Trigger:
         name = _name(prefix, table.name)
         each = f"FOR EACH ROW WHEN ({row_when})" if row_when else "FOR EACH STATEMENT"
@@ -243,7 +260,7 @@ END $stsync$"""
 
     def truncate(self, table: ListedTable) -> str:
         """See ReplayDialect."""
-        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")  # noqa: S608
+        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
     def enter_replay(self, connection: Connection) -> None:
         """See ReplayDialect; deferrable constraints are deferred to the end of the unit."""
@@ -275,7 +292,7 @@ def _row(table: ListedTable, alias: str, columns: Iterable[Column] | None = None
 def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Sequence[Column] | None = None) -> str:
     names = columns_json(c.name for c in (columns or table.columns))
     return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
         f" SELECT {_literal(table.name)}, '{kind}', {_literal(names)}, {rows}, {count}, 1"
     )
 
@@ -289,7 +306,7 @@ def _gathered(table: ListedTable, kind: str, rows: str, columns: Sequence[Column
 
 
 def _inside(table: ListedTable, alias: str) -> str:
-    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {alias}.*) stsync_f), false)" if table.where else "true"  # noqa: S608
+    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {alias}.*) stsync_f), false)" if table.where else "true"
 
 
 def _filtered(table: ListedTable) -> str:
@@ -297,11 +314,16 @@ def _filtered(table: ListedTable) -> str:
 
 
 def _insert_body(table: ListedTable) -> str:
-    return _gathered(table, "I", f"SELECT {_row(table, 'q')} AS j FROM stsync_new q{_filtered(table)}")  # noqa: S608
+    return _gathered(table, "I", f"SELECT {_row(table, 'q')} AS j FROM stsync_new q{_filtered(table)}")
 
 
 def _delete_body(table: ListedTable) -> str:
-    return _gathered(table, "D", f"SELECT {_row(table, 'q', table.key)} AS j FROM stsync_old q{_filtered(table)}", table.key)  # noqa: S608
+    return _gathered(
+        table,
+        "D",
+        f"SELECT {_row(table, 'q', table.key)} AS j FROM stsync_old q{_filtered(table)}",
+        table.key,
+    )
 
 
 def _rekeyed(table: ListedTable, old: str, new: str) -> str:
@@ -336,6 +358,4 @@ def _rekey_body(table: ListedTable) -> str:
     gone = _outbox(table, "D", _row(table, "OLD", table.key), "1", table.key)
     come = _outbox(table, "I", _row(table, "NEW"), "1")
     old, new = _inside(table, "OLD"), _inside(table, "NEW")
-    return (
-        f"IF {old} AND {new} THEN {rekey} ELSIF {old} THEN {gone}; ELSIF {new} THEN {come}; ELSE RETURN NULL; END IF;"
-    )
+    return f"IF {old} AND {new} THEN {rekey} ELSIF {old} THEN {gone}; ELSIF {new} THEN {come}; ELSE RETURN NULL; END IF;"

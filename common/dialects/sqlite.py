@@ -11,7 +11,17 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from common.dialects.base import Cursor, Stoppable, TableWriter, Trigger, Waker, by_name, columns_for, columns_json, written
+from common.dialects.base import (
+    Cursor,
+    Stoppable,
+    TableWriter,
+    Trigger,
+    Waker,
+    by_name,
+    columns_for,
+    columns_json,
+    written,
+)
 from common.dialects.polling import PollWaker
 from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, Table
@@ -79,7 +89,7 @@ class SqliteWriter:
             return f"(SELECT {chosen})"
 
         def inside(offset: int) -> str:
-            return f" AND EXISTS (SELECT 1 FROM {arriving(offset)} WHERE ({where}))" if where else ""  # noqa: S608
+            return f" AND EXISTS (SELECT 1 FROM {arriving(offset)} WHERE ({where}))" if where else ""
 
         columns = ", ".join(quote(c.name) for _, c in places)
         filtered = f" WHERE ({where})" if where else " WHERE 1"
@@ -130,7 +140,7 @@ class Sqlite:
         whole = text.lstrip("-").isdigit() and -(2**63) <= int(text) < 2**63
         return text if whole else f'{{"r":"{text}"}}'
 
-    def json_boolean(self, value: bool) -> str:  # noqa: FBT001
+    def json_boolean(self, value: bool) -> str:
         """See Dialect."""
         return "1" if value else "0"
 
@@ -139,12 +149,19 @@ class Sqlite:
         del connect_timeout_s
         if not url.database or url.database == ":memory:":
             raise Misconfigured("database.url: a database file is needed, as in sqlite:////path/st.db")
-        engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
+        engine = create_engine(
+            url, poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}
+        )
 
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:
             connection.isolation_level = None
-            for pragma in ("foreign_keys = ON", "synchronous = FULL", "recursive_triggers = OFF", "trusted_schema = ON"):
+            for pragma in (
+                "foreign_keys = ON",
+                "synchronous = FULL",
+                "recursive_triggers = OFF",
+                "trusted_schema = ON",
+            ):
                 connection.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")
@@ -193,7 +210,8 @@ class Sqlite:
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
         names = connection.exec_driver_sql(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+            "SELECT name FROM sqlite_master WHERE type = 'table'"
+            " AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
         )
         return by_name([_describe(connection, name) for (name,) in names.all()])
 
@@ -217,7 +235,12 @@ class Sqlite:
         insert = _emit(table, "I", _row([("NEW", c) for c in table.columns]), table.columns)
         delete = _emit(table, "D", _row([("OLD", c) for c in table.key]), table.key)
         update = _emit(table, "U", _row([("NEW", c) for c in table.columns]), table.columns)
-        rekey = _emit(table, "K", _row([*(("OLD", c) for c in table.key), *(("NEW", c) for c in table.columns)]), table.columns)
+        rekey = _emit(
+            table,
+            "K",
+            _row([*(("OLD", c) for c in table.key), *(("NEW", c) for c in table.columns)]),
+            table.columns,
+        )
         old, new = _inside(table, "OLD"), _inside(table, "NEW")
         same_key, same_rest = _same(table.key), _same(table.columns[len(table.key) :])
         found = [
@@ -237,7 +260,7 @@ class Sqlite:
 
     def truncate(self, table: ListedTable) -> str:
         """See ReplayDialect."""
-        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")  # noqa: S608
+        return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
     def enter_replay(self, connection: Connection) -> None:
         """See ReplayDialect: a row that only this transaction can see, for it has the write lock."""
@@ -275,7 +298,7 @@ def _describe(connection: Connection, name: str) -> Table:
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
     names = columns_json(c.name for c in columns)
     return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"  # noqa: S608
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
         f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1);"
     )
 
@@ -284,7 +307,9 @@ def _trigger(table: ListedTable, prefix: str, verb: str, conditions: Iterable[st
     name = f"{prefix}{table.name}"
     when = " AND ".join(["NOT EXISTS (SELECT 1 FROM stsync_replaying)", *(c for c in conditions if c)])
     drop = f"DROP TRIGGER IF EXISTS {quote(name)}"
-    create = f"CREATE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW WHEN {when}\nBEGIN\n  {body}\nEND"
+    create = (
+        f"CREATE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW WHEN {when}\nBEGIN\n  {body}\nEND"
+    )
     return Trigger(name, table.name, (drop, create), (drop,))
 
 
@@ -292,7 +317,7 @@ def _inside(table: ListedTable, alias: str) -> str:
     if not table.where:
         return ""
     names = ", ".join(f"{alias}.{quote(c.name)} AS {quote(c.name)}" for c in table.table.columns)
-    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {names})), 0)"  # noqa: S608
+    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {names})), 0)"
 
 
 def _same(columns: Iterable[Column]) -> str:

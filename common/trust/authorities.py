@@ -68,14 +68,10 @@ class Authorities:
                     certificate = Certificate.parse(der)
                     rules.check_issuer(certificate)
                 except MessageRefused as exc:
-                    raise Misconfigured(
-                        f"{path}: cannot serve as an authority (trust.authorities): {exc}"
-                    ) from exc
+                    raise Misconfigured(f"{path}: cannot serve as an authority (trust.authorities): {exc}") from exc
                 certificates.append(certificate)
         if not certificates:
-            raise Misconfigured(
-                "trust.authorities: names no file; without an authority no node can be trusted"
-            )
+            raise Misconfigured("trust.authorities: names no file; without an authority no node can be trusted")
         return cls(certificates)
 
     def verify(self, chain: Sequence[bytes], at: datetime | None = None) -> Verified:

@@ -115,8 +115,7 @@ class Certificate:
         except ValidationError as exc:
             raise MessageRefused(
                 "certificate",
-                f"the certificate {self.title} is not a node's: {_printable(candidates[0])} cannot be "
-                "a node's name",
+                f"the certificate {self.title} is not a node's: {_printable(candidates[0])} cannot be a node's name",
             ) from exc
 
 

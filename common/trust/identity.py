@@ -37,9 +37,7 @@ def load_identity(key_path: Path, certificate_path: Path, node: str) -> Identity
     """
     private_key = as_signing_key(read_private_key(key_path))
     if private_key is None:
-        raise Misconfigured(
-            f"{key_path}: this kind or size of key is not accepted for a node; it must be {NODE_KINDS}"
-        )
+        raise Misconfigured(f"{key_path}: this kind or size of key is not accepted for a node; it must be {NODE_KINDS}")
     try:
         first, *issuers = (Certificate.parse(der) for der in read_certificates(certificate_path))
         check_node(first)

@@ -72,13 +72,9 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as exc:
-        raise Misconfigured(
-            f"{path}: no such file; correct the path, or create the file with `stsync pki`"
-        ) from exc
+        raise Misconfigured(f"{path}: no such file; correct the path, or create the file with `stsync pki`") from exc
     except OSError as exc:
-        raise Misconfigured(
-            f"{path}: cannot be read: {exc.strerror}; correct the path or its rights"
-        ) from exc
+        raise Misconfigured(f"{path}: cannot be read: {exc.strerror}; correct the path or its rights") from exc
 
 
 def read_private_key(path: Path) -> object:

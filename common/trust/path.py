@@ -50,9 +50,7 @@ _UNDERSTOOD = {
 }
 
 
-def validate(
-    chain: Sequence[bytes], authorities: Sequence[Certificate], at: datetime
-) -> tuple[Certificate, ...]:
+def validate(chain: Sequence[bytes], authorities: Sequence[Certificate], at: datetime) -> tuple[Certificate, ...]:
     """The path from the node's certificate up to and with the authority that vouches for it.
 
     Raises MessageRefused("certificate") saying which certificate breaks which rule.
@@ -63,8 +61,7 @@ def validate(
     presented = _below_authorities(certificates, authorities)
     issuer_name = presented[-1].issuer
     refusal = _refuse(
-        f"the certificate {presented[-1].title} was issued by none of the authorities configured here "
-        "(trust.authorities)"
+        f"the certificate {presented[-1].title} was issued by none of the authorities configured here (trust.authorities)"
     )
     for authority in authorities:  # one name may be there several times: with a new key, or with new dates
         if authority.subject != issuer_name:
@@ -93,23 +90,16 @@ def check_issuer(certificate: Certificate, issuers_below: int = 0) -> None:
     """Rules 2, 4 and 6 for an issuer with `issuers_below` between it and the node; dates are the caller's."""
     constraints = certificate.extension(x509.BasicConstraints)
     if constraints is None or not constraints.ca:
-        raise _refuse(
-            f"{certificate.title} is not a certification authority's certificate and may issue none"
-        )
+        raise _refuse(f"{certificate.title} is not a certification authority's certificate and may issue none")
     usage = certificate.extension(x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
         raise _refuse(f"the certificate {certificate.title} may not sign certificates by its key usage")
     if constraints.path_length is not None and constraints.path_length < issuers_below:
         raise _refuse(f"the authority {certificate.title} allows fewer issuers below it than the chain has")
     if not may_issue(certificate.key):
-        raise _refuse(
-            f"the key of {certificate.title} is of a kind or size that is not accepted for an authority"
-        )
+        raise _refuse(f"the key of {certificate.title} is of a kind or size that is not accepted for an authority")
     if certificate.extension(x509.NameConstraints) is not None:
-        raise _refuse(
-            f"{certificate.title} has name constraints, which are not evaluated here; "
-            "use an issuer without them"
-        )
+        raise _refuse(f"{certificate.title} has name constraints, which are not evaluated here; use an issuer without them")
     _check_purpose(certificate)
     _check_critical(certificate)
 
@@ -123,14 +113,9 @@ def check_node(certificate: Certificate) -> None:
     if (constraints is not None and constraints.ca) or (usage is not None and usage.key_cert_sign):
         raise _refuse(f"{certificate.title} is a certification authority's certificate; a node needs its own")
     if usage is not None and not usage.digital_signature:
-        raise _refuse(
-            f"the certificate {certificate.title} may not sign by its key usage; it needs digitalSignature"
-        )
+        raise _refuse(f"the certificate {certificate.title} may not sign by its key usage; it needs digitalSignature")
     if as_verifying_key(certificate.key) is None:
-        raise _refuse(
-            f"the key of the certificate {certificate.title} is not accepted for a node; "
-            f"it must be {NODE_KINDS}"
-        )
+        raise _refuse(f"the key of the certificate {certificate.title} is not accepted for a node; it must be {NODE_KINDS}")
     _check_purpose(certificate)
     _check_critical(certificate)
     certificate.node_name()
@@ -142,18 +127,12 @@ def check_link(child: Certificate, issuer: Certificate) -> None:
         hash_algorithm = child.raw.signature_hash_algorithm
         child.raw.verify_directly_issued_by(issuer.raw)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as exc:
-        raise _refuse(
-            f"the certificate {child.title} was not issued by {issuer.title}: name or signature differs"
-        ) from exc
+        raise _refuse(f"the certificate {child.title} was not issued by {issuer.title}: name or signature differs") from exc
     if not isinstance(issuer.key, Ed25519PublicKey) and not isinstance(hash_algorithm, _HASHES):
-        raise _refuse(
-            f"the certificate {child.title} is signed with too weak a hash; it needs SHA-256 or better"
-        )
+        raise _refuse(f"the certificate {child.title} is signed with too weak a hash; it needs SHA-256 or better")
 
 
-def _below_authorities(
-    certificates: Sequence[Certificate], authorities: Sequence[Certificate]
-) -> Sequence[Certificate]:
+def _below_authorities(certificates: Sequence[Certificate], authorities: Sequence[Certificate]) -> Sequence[Certificate]:
     """Rule 1: what is presented below the first configured authority; the node's own is always in it."""
     known = {authority.der for authority in authorities}
     for index, certificate in enumerate(certificates):

@@ -134,9 +134,7 @@ def _load_issuer(ca_dir: Path) -> _Issuer:
         raise Misconfigured(f"{certificate_path}: {exc}") from exc
     key = as_signing_key(read_private_key(key_path))
     if key is None:
-        raise Misconfigured(
-            f"{key_path}: this kind or size of key cannot issue certificates here; it must be {NODE_KINDS}"
-        )
+        raise Misconfigured(f"{key_path}: this kind or size of key cannot issue certificates here; it must be {NODE_KINDS}")
     if key.public_key() != certificate.key:
         raise Misconfigured(
             f"{key_path}: is not the private key of {certificate_path}; both must be of one `stsync pki init`"
@@ -144,9 +142,7 @@ def _load_issuer(ca_dir: Path) -> _Issuer:
     return _Issuer(certificate.subject, key, certificate.not_after)
 
 
-def _draft(
-    subject: x509.Name, public_key: VerifyingKey, issuer: _Issuer, days: int
-) -> x509.CertificateBuilder:
+def _draft(subject: x509.Name, public_key: VerifyingKey, issuer: _Issuer, days: int) -> x509.CertificateBuilder:
     now = _now()
     return (
         x509.CertificateBuilder()
@@ -157,9 +153,7 @@ def _draft(
         .not_valid_before(now - SKEW)
         .not_valid_after(min(now + timedelta(days=days), issuer.not_after))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False)
     )
 
 
@@ -213,9 +207,7 @@ def _create(out: Path, files: Sequence[_File], *, directory_mode: int) -> None:
     try:
         out.mkdir(mode=directory_mode, parents=True, exist_ok=True)
     except OSError as exc:
-        raise Misconfigured(
-            f"{out}: the directory cannot be made: {exc.strerror}; choose another with --out"
-        ) from exc
+        raise Misconfigured(f"{out}: the directory cannot be made: {exc.strerror}; choose another with --out") from exc
     written: list[Path] = []
     for file in files:
         try:
@@ -228,9 +220,7 @@ def _create(out: Path, files: Sequence[_File], *, directory_mode: int) -> None:
                     f"{file.path}: exists already and is never overwritten; choose another directory with "
                     "--out, or move the file away"
                 ) from exc
-            raise Misconfigured(
-                f"{file.path}: cannot be written: {exc.strerror}; nothing was left behind"
-            ) from exc
+            raise Misconfigured(f"{file.path}: cannot be written: {exc.strerror}; nothing was left behind") from exc
 
 
 def _write_new(file: _File, written: list[Path]) -> None:

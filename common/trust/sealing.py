@@ -118,9 +118,7 @@ class Opener:
         try:
             plain = cipher.decrypt(nonce, ciphertext, head + aad)
         except InvalidTag as exc:
-            raise MessageRefused(
-                "seal", "the sealed body was altered, or belongs to another message"
-            ) from exc
+            raise MessageRefused("seal", "the sealed body was altered, or belongs to another message") from exc
         self._remember(head, cipher)  # only now: what does not open must not drive out what does
         return plain
 
@@ -162,9 +160,7 @@ def _split(sealed: bytes) -> tuple[bytes, bytes, bytes]:
         raise _malformed()
     version, length = _HEAD.unpack_from(sealed)
     if version != _VERSION:
-        raise MessageRefused(
-            "seal", f"the body is sealed in form {version}; this release opens form {_VERSION}"
-        )
+        raise MessageRefused("seal", f"the body is sealed in form {version}; this release opens form {_VERSION}")
     body = _HEAD.size + length
     if len(sealed) < body + _NONCE_BYTES + _TAG_BYTES:
         raise _malformed()

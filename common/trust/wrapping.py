@@ -29,20 +29,14 @@ def wrap(key: WrappingKey, data_key: bytes) -> bytes:
     if isinstance(key, EllipticCurvePublicKey):
         ephemeral = generate_private_key(key.curve)
         point = _point(ephemeral.public_key())
-        return point + aes_key_wrap(
-            _agreed_key(ephemeral.exchange(ECDH(), key), point, _point(key)), data_key
-        )
+        return point + aes_key_wrap(_agreed_key(ephemeral.exchange(ECDH(), key), point, _point(key)), data_key)
     return key.encrypt(data_key, _oaep())
 
 
 def unwrap(key: UnwrappingKey, wrapped: bytes) -> bytes:
     """The data key again. Raises MessageRefused("seal"), whatever bytes come."""
     try:
-        data_key = (
-            _agree(key, wrapped)
-            if isinstance(key, EllipticCurvePrivateKey)
-            else key.decrypt(wrapped, _oaep())
-        )
+        data_key = _agree(key, wrapped) if isinstance(key, EllipticCurvePrivateKey) else key.decrypt(wrapped, _oaep())
     except (ValueError, InvalidUnwrap) as exc:
         raise _refuse() from exc
     if len(data_key) != DATA_KEY_BYTES:
@@ -53,9 +47,8 @@ def unwrap(key: UnwrappingKey, wrapped: bytes) -> bytes:
 def _agree(key: EllipticCurvePrivateKey, wrapped: bytes) -> bytes:
     own = _point(key.public_key())
     point, inner = wrapped[: len(own)], wrapped[len(own) :]
-    ephemeral = EllipticCurvePublicKey.from_encoded_point(
-        key.curve, point
-    )  # refuses what is no point of the curve
+    # A point off the curve would let its sender learn the private key; from_encoded_point refuses it.
+    ephemeral = EllipticCurvePublicKey.from_encoded_point(key.curve, point)
     return aes_key_unwrap(_agreed_key(key.exchange(ECDH(), ephemeral), point, own), inner)
 
 
@@ -73,6 +66,4 @@ def _oaep() -> OAEP:
 
 
 def _refuse() -> MessageRefused:
-    return MessageRefused(
-        "seal", "the data key was not wrapped to this cluster's certificate, or was altered"
-    )
+    return MessageRefused("seal", "the data key was not wrapped to this cluster's certificate, or was altered")

@@ -20,7 +20,10 @@ from consumer.quarantine import Entry
 from consumer.replay import Replayer
 
 _PATIENCE_S = 15.0
-Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids from `quarantine list`; none: all.", show_default=False)]
+Ids = Annotated[
+    list[int] | None,
+    typer.Argument(metavar="[ID]...", help="Ids from `quarantine list`; none: all.", show_default=False),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +47,11 @@ def list_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     raise typer.Exit(exits.NO if found else exits.OK)
 
 
-def show(entry_id: Annotated[int, typer.Argument(metavar="ID")], config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def show(
+    entry_id: Annotated[int, typer.Argument(metavar="ID")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show one with its values; exit 1, as it remains."""
     database, settings = _open(config)
     entry = _one(database, settings, entry_id)
@@ -78,7 +85,9 @@ def discard(entry_id: Annotated[int, typer.Argument(metavar="ID")], config: Conf
     with database.connect() as connection:
         quarantine.discard(connection, [entry.id])
         connection.commit()
-    typer.echo(f"discarded: {entry.step.kind.name.lower()} of {entry.step.table} [{entry.key}]; this node differs from the primary there")
+    typer.echo(
+        f"discarded: {entry.step.kind.name.lower()} of {entry.step.table} [{entry.key}]; this node differs from the primary there"
+    )
     raise typer.Exit(exits.NO if _entries(database, settings) else exits.OK)
 
 
@@ -145,6 +154,13 @@ def _print(found: list[Entry], empty: str = "nothing is quarantined on this node
         since = iso(entry.first_ms) or ""
         kind = entry.step.kind.name.lower()
         table.add_row(
-            str(entry.id), entry.step.table, kind, f"[{entry.key}]", str(entry.sequence), str(entry.attempts), since, entry.reason
+            str(entry.id),
+            entry.step.table,
+            kind,
+            f"[{entry.key}]",
+            str(entry.sequence),
+            str(entry.attempts),
+            since,
+            entry.reason,
         )
     Console().print(table)

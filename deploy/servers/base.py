@@ -111,9 +111,7 @@ class PrivateServer:
         """Start the processes and wait until they serve."""
         raise NotImplementedError
 
-    def _spawn(
-        self, words: list[str], env: dict[str, str], log: str, death_signal: str | None = None
-    ) -> Child:
+    def _spawn(self, words: list[str], env: dict[str, str], log: str, death_signal: str | None = None) -> Child:
         wanted = None if self._keep else death_signal or self.death_signal
         child = Child(words, self.owner, env, self.directory, self.directory / log, wanted)
         self._children.append(child)
@@ -121,16 +119,10 @@ class PrivateServer:
 
     def _claim_directory(self) -> None:
         if self.directory.exists() and any(self.directory.iterdir()):
-            raise ServerError(
-                f"{self.directory} is not empty; a private {self.title} needs a directory of its own"
-            )
+            raise ServerError(f"{self.directory} is not empty; a private {self.title} needs a directory of its own")
         self.directory.mkdir(parents=True, exist_ok=True)
         for parent in self.directory.parents:
-            if (
-                self.owner.switch
-                and not parent.stat().st_mode & 0o001
-                and parent.stat().st_uid != self.owner.uid
-            ):
+            if self.owner.switch and not parent.stat().st_mode & 0o001 and parent.stat().st_uid != self.owner.uid:
                 raise ServerError(
                     f"user {self.system_user}, which runs {self.title}, may not pass through {parent}; "
                     "choose a directory whose parents everybody may enter, such as a new one under /tmp"

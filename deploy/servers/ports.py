@@ -44,9 +44,7 @@ class Ports:
                 continue
             self._claims.append(claim)
             return port
-        raise ServerError(
-            f"no free port between {_LOWEST} and {highest} on 127.0.0.1; end some of the servers there"
-        )
+        raise ServerError(f"no free port between {_LOWEST} and {highest} on 127.0.0.1; end some of the servers there")
 
 
 def _highest() -> int:

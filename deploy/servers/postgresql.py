@@ -85,9 +85,7 @@ class PrivatePostgreSQL(PrivateServer):
         self._spawn(words, self._env(), "postgresql.log").wait_until(self._serves, START_SECONDS)
 
     def _serves(self) -> bool:
-        query = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
-            sql.Identifier(self.user), sql.Literal(self.password)
-        )
+        query = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(self.user), sql.Literal(self.password))
         try:
             self._execute(query)
         except psycopg.errors.DuplicateObject:

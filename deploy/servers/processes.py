@@ -35,9 +35,7 @@ class Owner:
         try:
             entry = pwd.getpwnam(system_user)
         except KeyError as exc:
-            raise ServerError(
-                f"the system user {system_user} is missing; deploy/setup.sh installs what is needed"
-            ) from exc
+            raise ServerError(f"the system user {system_user} is missing; deploy/setup.sh installs what is needed") from exc
         return cls(entry.pw_uid, entry.pw_gid, switch=True)
 
     def own(self, path: Path, mode: int) -> Path:
@@ -199,10 +197,7 @@ def is_running(pid: int) -> bool:
 def tail(path: Path, lines: int = 20) -> str:
     """The last lines of a log."""
     try:
-        return (
-            "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-            or f"({path} is empty)"
-        )
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]) or f"({path} is empty)"
     except OSError as exc:
         return f"({path} cannot be read: {exc.strerror})"
 

@@ -10,15 +10,13 @@ from deploy.servers.processes import environment, program, run
 
 _FOLDER = "/usr/lib/rabbitmq/bin"
 _POOL = 25
-_QUIET_SCHEDULERS = (
-    "+sbwt none +sbwtdcpu none +sbwtdio none +S 2:2 +A 16 -kernel inet_dist_use_interface {127,0,0,1}"
-)
+_QUIET_SCHEDULERS = "+sbwt none +sbwtdcpu none +sbwtdio none +S 2:2 +A 16 -kernel inet_dist_use_interface {127,0,0,1}"
 
 
 class PrivateRabbitMQ(PrivateServer):
     """RabbitMQ with its own cookie, node name, epmd and paths; its only user is `stsync`: no guest.
 
-    RabbitMQ 3.10 saves what it knows of a new quorum queue half a second late: one declared just before `kill`
+    RabbitMQ 3.10 saves what it knows of a new quorum queue late: one declared within half a second of `kill`
     comes back empty and without a leader, for ever. A test that means another fault waits two seconds first.
     """
 
@@ -82,9 +80,7 @@ class PrivateRabbitMQ(PrivateServer):
 
     def _launch(self) -> None:
         epmd_port = self._ports.numbers[2]
-        epmd = self._spawn(
-            [str(self._epmd), "-port", str(epmd_port), "-address", "127.0.0.1"], self._env(), "epmd.log"
-        )
+        epmd = self._spawn([str(self._epmd), "-port", str(epmd_port), "-address", "127.0.0.1"], self._env(), "epmd.log")
         epmd.wait_until(lambda: _answers(epmd_port), 10)
         broker = self._spawn([str(self._server)], self._env(), "console.log")
         broker.wait_until(self._serves, START_SECONDS)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from deploy.servers import PrivateRabbitMQ
 
+from deploy.servers import PrivateRabbitMQ
 from tests.conftest import NewDatabase
 from tests.harness import Cluster, make_cluster
 
@@ -24,9 +24,7 @@ MakeCluster = Callable[..., Cluster]
 
 
 @pytest.fixture
-def new_cluster(
-    tmp_path: Path, rabbitmq: PrivateRabbitMQ, new_database: NewDatabase
-) -> Iterator[MakeCluster]:
+def new_cluster(tmp_path: Path, rabbitmq: PrivateRabbitMQ, new_database: NewDatabase) -> Iterator[MakeCluster]:
     """Makes clusters; every service is ended with the test."""
     made: list[Cluster] = []
 

@@ -1,23 +1,33 @@
 """The links against a real broker: order, rewind, refusal, lock, pause; and against peers that misbehave."""
 
+import ipaddress
 import json
 import queue
 import socket
+import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink, check_access
 from common.errors import BrokerRefused, Fault, Unavailable
 from common.link import Link
 from common.linkstate import Loss, explain_close
-from common.settings import BrokerSettings
+from common.settings import BrokerSettings, BrokerTls
 from common.topology import QueueType, Topology, definitions
 from deploy.servers import PrivateRabbitMQ
 
@@ -93,9 +103,7 @@ class Consumer:
         self.arrived: queue.Queue[Delivery] = queue.Queue()
         self.states: list[LinkState] = []
         options = {"on_delivery": self.arrived.put, "on_state": self.states.append} | options
-        self.link = ConsumeLink(
-            config, plan, queue=name or plan.node_queue("st2"), client_name="test-consume", **options
-        )
+        self.link = ConsumeLink(config, plan, queue=name or plan.node_queue("st2"), client_name="test-consume", **options)
 
     def take(self, count: int) -> list[Delivery]:
         return [self.arrived.get(timeout=PATIENCE_S) for _ in range(count)]
@@ -128,10 +136,65 @@ def once(url: str, call: Callable[[Any], None]) -> None:
         connection.close()
 
 
+def self_signed(folder: Path, address: str) -> tuple[Path, Path]:
+    """A certificate for an address, and its key."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
+    now = datetime.now(UTC)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    builder = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    made = builder.add_extension(alternative, critical=False).sign(private, hashes.SHA256())
+    certificate, key = folder / f"{address}.pem", folder / f"{address}.key"
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate, key
+
+
+@contextmanager
+def tls_front(certificate: Path, key: Path, broker_port: int) -> Iterator[int]:
+    """A port that speaks TLS before the broker."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    front = context
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                client = front.wrap_socket(self.request, server_side=True)
+            except OSError:  # the client does not trust the certificate
+                return
+            with client, socket.create_connection(("127.0.0.1", broker_port)) as broker:
+                client.settimeout(0.02)
+                broker.settimeout(0.02)
+                while relay(client, broker) and relay(broker, client):
+                    continue
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = False
+
+    with Server(("127.0.0.1", 0), Relay) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join(10)
+
+
+def relay(source: socket.socket, target: socket.socket) -> bool:
+    """Pass on what is there; False at the end."""
+    try:
+        data = source.recv(65536)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    target.sendall(data)
+    return bool(data)
+
+
 @pytest.mark.parametrize("queue_type", ["quorum", "classic"])
-def test_all_messages_are_confirmed_and_arrive_in_order(
-    vhost_url: str, run: Started, queue_type: QueueType
-) -> None:
+def test_all_messages_are_confirmed_and_arrive_in_order(vhost_url: str, run: Started, queue_type: QueueType) -> None:
     """TRAPS 22: pipelined confirms."""
     plan = topology(queue_type)
     publisher = Publisher(settings(vhost_url), plan)
@@ -147,9 +210,7 @@ def test_all_messages_are_confirmed_and_arrive_in_order(
         consumer.link.ack(deliveries[-1], multiple=True)
 
 
-def test_the_window_bounds_what_is_under_way_and_nothing_is_kept_while_down(
-    vhost_url: str, run: Started
-) -> None:
+def test_the_window_bounds_what_is_under_way_and_nothing_is_kept_while_down(vhost_url: str, run: Started) -> None:
     plan = topology()
     link = PublishLink(settings(vhost_url, window=3), plan, client_name="test")
     assert link.room() == 0
@@ -214,9 +275,7 @@ def test_a_deleted_queue_is_declared_and_consumed_again(vhost_url: str, run: Sta
     assert consumer.bodies(2) == [4, 5]
 
 
-def test_a_wrong_password_ends_the_link_with_a_sentence_without_it(
-    rabbitmq: PrivateRabbitMQ, run: Started
-) -> None:
+def test_a_wrong_password_ends_the_link_with_a_sentence_without_it(rabbitmq: PrivateRabbitMQ, run: Started) -> None:
     """TRAPS 25."""
     url = f"amqp://stsync:wrong-one@127.0.0.1:{rabbitmq.port}/%2F"
     link = PublishLink(settings(url), topology(), client_name="test")
@@ -248,9 +307,7 @@ def test_missing_rights_end_the_link(rabbitmq: PrivateRabbitMQ, vhost_url: str) 
         rabbitmq.ctl("delete_user", "weak")
 
 
-def test_an_unreachable_broker_is_tried_until_it_appears(
-    rabbitmq: PrivateRabbitMQ, vhost_url: str, run: Started
-) -> None:
+def test_an_unreachable_broker_is_tried_until_it_appears(rabbitmq: PrivateRabbitMQ, vhost_url: str, run: Started) -> None:
     rabbitmq.stop()
     plan = topology()
     publisher = Publisher(settings(vhost_url), plan)
@@ -325,6 +382,19 @@ def test_a_login_cut_short_by_the_network_is_no_refusal(run: Started) -> None:
         wait_for(lambda: link.state.name in ("down", "refused"), "the failure", 10)
         thread.join(10)
         assert (link.state.name, link.fault) == ("down", None)
+
+
+def test_tls_verifies_the_broker(rabbitmq: PrivateRabbitMQ, vhost_url: str, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path, "127.0.0.1")
+    other, _ = self_signed(tmp_path, "127.0.0.2")
+    with tls_front(certificate, key, rabbitmq.port) as port:
+        url = vhost_url.replace("amqp:", "amqps:").replace(f":{rabbitmq.port}/", f":{port}/")
+        check_access(settings(url, tls=BrokerTls(authorities=certificate)), topology())
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            check_access(settings(url, tls=BrokerTls(authorities=other)), topology())
+        named = BrokerTls(authorities=certificate, server_name="rabbit.example")
+        with pytest.raises(Unavailable, match=r"not valid for 'rabbit\.example'"):
+            check_access(settings(url, tls=named), topology())
 
 
 def test_one_relay_holds_the_lock_and_another_takes_over(vhost_url: str, run: Started) -> None:
@@ -539,9 +609,7 @@ def test_an_alarm_that_lasts_resets_the_link(rabbitmq: PrivateRabbitMQ, vhost_ur
     assert publisher.confirmed == list(range(1, 11))
 
 
-def test_confirms_that_never_come_reset_the_link(
-    vhost_url: str, run: Started, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_confirms_that_never_come_reset_the_link(vhost_url: str, run: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRAPS 22: such as those of a quorum queue without its majority."""
     publisher = Publisher(settings(vhost_url, blocked_timeout_s=0.5), topology())
     with monkeypatch.context() as deaf:
@@ -611,9 +679,7 @@ def test_a_dead_thread_is_a_fault(vhost_url: str, run: Started) -> None:
     assert "a defect below the link" in str(consumer.link.fault)
 
 
-def test_definitions_serve_a_cluster_without_declaring(
-    rabbitmq: PrivateRabbitMQ, vhost_url: str, run: Started
-) -> None:
+def test_definitions_serve_a_cluster_without_declaring(rabbitmq: PrivateRabbitMQ, vhost_url: str, run: Started) -> None:
     """TRAPS 19: with the least rights, all that is needed works and nothing else does."""
     plan = topology()
     vhost = vhost_url.rsplit("/", 1)[1]

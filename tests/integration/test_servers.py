@@ -60,9 +60,7 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.mark.parametrize("kind", Databases)
 @pytest.mark.parametrize("fast", [False, True], ids=["durable", "fast"])
-def test_a_database_keeps_what_was_committed_when_it_is_killed(
-    kind: DatabaseKind, fast: bool, servers_root: Path
-) -> None:
+def test_a_database_keeps_what_was_committed_when_it_is_killed(kind: DatabaseKind, fast: bool, servers_root: Path) -> None:
     with kind(servers_root / "crash", fast=fast) as server:
         url, pids = server.new_database(), family(server)
         write(url)
@@ -76,9 +74,7 @@ def test_a_database_keeps_what_was_committed_when_it_is_killed(
 
 
 @pytest.mark.parametrize("kind", Databases)
-def test_two_databases_stand_side_by_side_and_nothing_is_left_of_either(
-    kind: DatabaseKind, servers_root: Path
-) -> None:
+def test_two_databases_stand_side_by_side_and_nothing_is_left_of_either(kind: DatabaseKind, servers_root: Path) -> None:
     one, two = kind(servers_root / "one", fast=True), kind(servers_root / "two", fast=True)
     with one, two:
         first, second = one.new_database(), two.new_database()
@@ -93,9 +89,7 @@ def test_two_databases_stand_side_by_side_and_nothing_is_left_of_either(
 
 
 @pytest.mark.parametrize("kind", Databases)
-def test_a_dropped_database_is_gone_though_a_connection_holds_it(
-    kind: DatabaseKind, servers_root: Path
-) -> None:
+def test_a_dropped_database_is_gone_though_a_connection_holds_it(kind: DatabaseKind, servers_root: Path) -> None:
     with kind(servers_root / "drop", fast=True) as server:
         url = server.new_database()
         write(url)
@@ -170,9 +164,7 @@ def started(kind: str, directory: Path, seconds: float) -> tuple["subprocess.Pop
 
 
 @pytest.mark.parametrize("kind", ["PrivatePostgreSQL", "PrivateMariaDB"])
-def test_servers_die_with_a_killed_program_though_a_thread_started_them(
-    kind: str, servers_root: Path
-) -> None:
+def test_servers_die_with_a_killed_program_though_a_thread_started_them(kind: str, servers_root: Path) -> None:
     process, pid = started(kind, servers_root / f"orphan-{kind}", 60)
     pids = [pid, *descendants(pid)]
     time.sleep(0.2)

@@ -1,6 +1,7 @@
 """A committed change on the primary arrives on every secondary, once, in order, whole transactions only."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,7 @@ def test_every_kind_of_change_arrives(cluster: Cluster) -> None:
         "INSERT INTO audit VALUES (1, 'not listed')",
     )
     cluster.wait_equal()
-    primary.execute(
-        "UPDATE unit SET name = 'renamed' WHERE id = 2", "UPDATE account SET note = NULL WHERE id = 10"
-    )
+    primary.execute("UPDATE unit SET name = 'renamed' WHERE id = 2", "UPDATE account SET note = NULL WHERE id = 10")
     primary.execute("DELETE FROM login WHERE account_id = 10")
     cluster.wait_equal()
     for node in cluster.secondaries:
@@ -91,9 +90,7 @@ def test_a_hundred_thousand_rows_in_one_transaction_appear_at_once(cluster: Clus
 def test_a_transfer_between_tables_is_never_seen_half(cluster: Cluster) -> None:
     """A reader of a secondary sees whole transactions only: the sum over two tables never changes."""
     primary, watched = cluster.primary, cluster.secondaries[0]
-    primary.execute(
-        "INSERT INTO unit VALUES (1, '500', NULL)", "INSERT INTO param VALUES ('p', 'x', '500', 0)"
-    )
+    primary.execute("INSERT INTO unit VALUES (1, '500', NULL)", "INSERT INTO param VALUES ('p', 'x', '500', 0)")
     cluster.wait_equal()
     sums: set[int] = set()
     done = threading.Event()
@@ -107,9 +104,7 @@ def test_a_transfer_between_tables_is_never_seen_half(cluster: Cluster) -> None:
     watcher.start()
     try:
         for amount in range(1, 150):
-            primary.execute(
-                f"UPDATE unit SET name = '{500 - amount}'", f"UPDATE param SET val = '{500 + amount}'"
-            )
+            primary.execute(f"UPDATE unit SET name = '{500 - amount}'", f"UPDATE param SET val = '{500 + amount}'")
         cluster.wait_equal()
     finally:
         done.set()
@@ -160,9 +155,7 @@ def test_rows_crossing_the_row_filter_are_deleted_and_inserted(cluster: Cluster)
     primary = cluster.primary
     for node in cluster.secondaries:
         node.execute("INSERT INTO param VALUES ('Own.Port', 'here', '1', 1)")
-    primary.execute(
-        "INSERT INTO param VALUES ('a', 'x', '1', 0)", "INSERT INTO param VALUES ('b', 'x', '2', 1)"
-    )
+    primary.execute("INSERT INTO param VALUES ('a', 'x', '1', 0)", "INSERT INTO param VALUES ('b', 'x', '2', 1)")
     cluster.wait_equal()
     primary.execute("UPDATE param SET islocal = 1 - islocal")
     cluster.wait_equal()
@@ -216,5 +209,5 @@ def test_a_secondary_does_not_capture_what_it_replays(cluster: Cluster) -> None:
 
 def _peak_kib(node: Node) -> int:
     assert node.process is not None
-    with open(f"/proc/{node.process.pid}/status") as status:
+    with Path(f"/proc/{node.process.pid}/status").open() as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

@@ -12,9 +12,7 @@ from common.backoff import delay_s
     minimum_s=st.floats(0.001, 10),
     factor=st.floats(1, 1000),
 )
-def test_every_wait_is_within_its_bounds(
-    attempt: int, chance: float, minimum_s: float, factor: float
-) -> None:
+def test_every_wait_is_within_its_bounds(attempt: int, chance: float, minimum_s: float, factor: float) -> None:
     maximum_s = minimum_s * factor
     wait_s = delay_s(attempt, minimum_s=minimum_s, maximum_s=maximum_s, random=lambda: chance)
     assert minimum_s / 2 <= wait_s <= maximum_s

@@ -131,9 +131,7 @@ def test_the_command_prints_the_definitions_for_the_settings_virtual_host(tmp_pa
     assert document == definitions(Topology("mft", ("st1", "st2")), vhost="mft", primary="st1")
     assert "very-secret" not in result.output
     promoted = CliRunner().invoke(app, ["broker", "definitions", "--primary", "st2", "--config", str(config)])
-    assert json.loads(promoted.stdout) == definitions(
-        Topology("mft", ("st1", "st2")), vhost="mft", primary="st2"
-    )
+    assert json.loads(promoted.stdout) == definitions(Topology("mft", ("st1", "st2")), vhost="mft", primary="st2")
     unknown = CliRunner().invoke(app, ["broker", "definitions", "--primary", "x", "--config", str(config)])
     assert isinstance(unknown.exception, Misconfigured)
 
@@ -197,6 +195,7 @@ def test_a_tls_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         (403, "ACCESS_REFUSED - write access refused", "queue 'q'", "refused", True),
         (530, "NOT_ALLOWED - vhost v not found", None, "refused", True),
         (530, "NOT_ALLOWED - connection limit (1) is reached", None, "down", False),
+        (530, "NOT_ALLOWED - access refused: vhost 'v' is down", None, "down", False),
         (405, "RESOURCE_LOCKED - cannot obtain exclusive access", "lock queue 'r'", "locked", False),
         (404, "NOT_FOUND - no queue 'q' in vhost 'v'", "queue 'q'", "refused", False),
         (404, "NOT_FOUND - home node 'n' of durable queue 'q' is down or inaccessible", "q", "down", False),

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from common.errors import MessageRefused
+from common.trust.authorities import Authorities
 from common.trust.certificates import Certificate
 from common.trust.keys import SigningKey
 
@@ -127,6 +130,20 @@ def key_pem(private_key: SigningKey, passphrase: bytes | None = None) -> bytes:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def trusting(*authorities: Made) -> Authorities:
+    return Authorities([one.parsed for one in authorities])
+
+
+def accepted(authorities: Authorities, *chain: Made, at: datetime | None = None) -> str:
+    return authorities.verify([one.der for one in chain], at).node
+
+
+def refused(authorities: Authorities, *chain: Made, why: str, at: datetime | None = None) -> None:
+    with pytest.raises(MessageRefused, match=why) as caught:
+        authorities.verify([one.der for one in chain], at)
+    assert caught.value.kind == "certificate"
 
 
 def test_the_makers_make_what_they_say() -> None:
