@@ -36,8 +36,8 @@ class Composer:
         self._size = 0
         self.changes = 0
 
-    def add(self, table: str, kind: Kind, columns: tuple[str, ...], count: int, rows: str) -> Iterator[Batch]:
-        """Append `count` changes; yields the batches that became full."""
+    def add(self, table: str, kind: Kind, columns: tuple[str, ...], count: int, rows: str) -> list[Batch]:
+        """Append `count` changes; the batches that became full."""
         head = (table, kind, columns)
         if head != self._head or self._size >= self._batch_bytes // 2:
             self._close_frame()
@@ -46,8 +46,10 @@ class Composer:
         self._count += count
         self._size += len(rows)
         self.changes += count
+        full = []
         while len(self._stream) > self._batch_bytes:
-            yield self._cut(last=False)
+            full.append(self._cut(last=False))
+        return full
 
     def finish(self) -> Iterator[Batch]:
         """The rest of the change set; yields nothing when nothing was added."""

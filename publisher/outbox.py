@@ -5,10 +5,9 @@ A program that changes a table without triggers (or emits a change that no table
 transaction commits. Values are what the driver takes for these columns; the database itself turns them into text.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import func, select, text
@@ -24,9 +23,8 @@ from common.nodestate import now_ms
 from common.schema import Column, Table
 
 
-@dataclass(frozen=True)
-class Row:
-    """An outbox row as it stands."""
+class Row(NamedTuple):
+    """An outbox row as it stands (a tuple, because a bulk change brings a hundred thousand of them)."""
 
     id: int
     table_name: str
@@ -34,7 +32,7 @@ class Row:
     columns_json: str
     rows_json: str
     row_count: int
-    canonical: bool
+    canonical: int
 
 
 def insert(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
@@ -104,7 +102,7 @@ def pages(connection: Connection, limit: int) -> Iterator[list[Row]]:
         statement = select(outbox).order_by(outbox.c.id).limit(limit)
         if last is not None:
             statement = statement.where(outbox.c.id > last)
-        page = [Row(*row) for row in connection.execute(statement).tuples()]
+        page = list(map(Row._make, connection.execute(statement).fetchall()))
         if page:
             yield page
             last = page[-1].id
@@ -112,7 +110,7 @@ def pages(connection: Connection, limit: int) -> Iterator[list[Row]]:
             return
 
 
-def remove(connection: Connection, ids: Iterable[int]) -> int:
+def remove(connection: Connection, ids: Sequence[int]) -> int:
     """Delete exactly these rows (ascending ids) without ever touching a row between them that was not read (TRAPS 1)."""
     removed = 0
     single: list[int] = []
@@ -126,8 +124,11 @@ def remove(connection: Connection, ids: Iterable[int]) -> int:
     return removed
 
 
-def runs(ids: Iterable[int]) -> Iterator[tuple[int, int]]:
+def runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending ids as runs without holes."""
+    if ids and ids[-1] - ids[0] + 1 == len(ids):
+        yield ids[0], ids[-1]
+        return
     for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]):
         members = [one for _, one in group]
         yield members[0], members[-1]

@@ -51,6 +51,7 @@ class Relay:
         self.position = position
         self._log = structlog.get_logger("relay")
         self._connections: tuple[Connection, Connection] | None = None
+        self._heads: dict[tuple[str, str], tuple[Kind, tuple[str, ...]]] = {}
 
     def close(self) -> None:
         """Give the connections back."""
@@ -103,23 +104,23 @@ class Relay:
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
         try:
             if row.canonical:
-                columns = tuple(orjson.loads(row.columns_json))
-                return list(composer.add(row.table_name, Kind(row.kind), columns, row.row_count, row.rows_json))
-            return list(
-                composer.add(
-                    *contract.canonical(
-                        self._listed(),
-                        self._database.dialect,
-                        row.table_name,
-                        row.kind,
-                        row.columns_json,
-                        row.rows_json,
-                    )
+                kind, columns = self._head(row.kind, row.columns_json)
+                return composer.add(row.table_name, kind, columns, row.row_count, row.rows_json)
+            return composer.add(
+                *contract.canonical(
+                    self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
                 )
             )
         except (NotApplicable, ValueError) as exc:
             unfit.append((row, str(exc)))
             return []
+
+    def _head(self, kind: str, columns_json: str) -> tuple[Kind, tuple[str, ...]]:
+        """What triggers write again and again, parsed once."""
+        known = self._heads.get((kind, columns_json))
+        if known is None:
+            known = self._heads[kind, columns_json] = (Kind(kind), tuple(orjson.loads(columns_json)))
+        return known
 
     def _open(self) -> tuple[Connection, Connection]:
         if self._connections is None:

@@ -94,8 +94,10 @@ class SqliteWriter:
         columns = ", ".join(quote(c.name) for _, c in places)
         filtered = f" WHERE ({where})" if where else " WHERE 1"
         self._width = width
-        self._insert = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {arriving(0)}{filtered}"
-        self._missing = f"{self._insert} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
+        selected = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {arriving(0)}{filtered}"
+        plain = f"INSERT INTO {target} ({columns}) VALUES ({', '.join(f'?{i + 1}' for i, _ in places)})"
+        self._insert = selected if where else plain
+        self._missing = f"{selected} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
         sets = [f"{quote(c.name)} = ?{i + 1}" for i, c in (places[width:] or places)]
         self._update = f"UPDATE {target} SET {', '.join(sets)} WHERE {match}{here}{inside(0)}"
         self._delete = f"DELETE FROM {target} WHERE {match}{here}"

@@ -11,12 +11,33 @@ Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 
 _START = datetime(2021, 3, 1, 8, 0, 0)  # noqa: DTZ001 - columns hold UTC without saying so
-_UNITS = "Payments Treasury Cards Custody Lending Trade-Finance Retail Private-Banking Compliance Markets".split()
+_UNITS = [
+    "Payments",
+    "Treasury",
+    "Cards",
+    "Custody",
+    "Lending",
+    "Trade-Finance",
+    "Retail",
+    "Private-Banking",
+    "Compliance",
+    "Markets",
+]
 _CITIES = ["Zürich", "São Paulo", "Kraków", "London", "東京", "Frankfurt", "Montréal", "Singapore"]
-_TYPES = (
-    "AccountFilePurge AdvancedRouting AuditLogMaintenance Basic HumanSystem LogEntryMaintenance MBFT SharedFolder "
-    "SiteMailbox StandardRouter SynchronyTransfer TransferLogMaintenance"
-).split()
+_TYPES = [
+    "AccountFilePurge",
+    "AdvancedRouting",
+    "AuditLogMaintenance",
+    "Basic",
+    "HumanSystem",
+    "LogEntryMaintenance",
+    "MBFT",
+    "SharedFolder",
+    "SiteMailbox",
+    "StandardRouter",
+    "SynchronyTransfer",
+    "TransferLogMaintenance",
+]
 _PROTOCOLS = {"ssh": 22, "ftp": 21, "http": 443, "pesit": 17617, "as2": 4080}
 
 

@@ -128,10 +128,14 @@ class Child:
                 raise ServerError(f"{self.name} did not come up in {seconds:.0f} s:\n{tail(self.log)}")
             time.sleep(0.02)
 
-    def stop(self, number: signal.Signals, seconds: float) -> None:
-        """Ask it to end; SIGKILL when it does not within `seconds`."""
+    def ask(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
         if self.alive:
             self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals, seconds: float) -> None:
+        """Ask it to end; SIGKILL when it does not within `seconds`."""
+        self.ask(number)
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
