@@ -161,3 +161,5 @@ captured = Table(
 )
 # SQLite only: holds a row while this transaction replays (TRAPS 5).
 replaying = Table("stsync_replaying", metadata, Column("id", Integer, primary_key=True), **_OPTIONS)
+# SQLite only: keys of rows that the insert at hand would replace (TRAPS 2).
+replaced = Table("stsync_replaced", metadata, Column("key_json", _Long, nullable=False), **_OPTIONS)

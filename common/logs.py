@@ -4,6 +4,7 @@ import logging
 import sys
 
 import structlog
+from structlog.types import EventDict, WrappedLogger
 
 from common.settings import LogSettings
 
@@ -15,7 +16,7 @@ def configure(settings: LogSettings, *, node: str) -> None:
     renderer: structlog.types.Processor = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _naming(node),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -26,5 +27,13 @@ def configure(settings: LogSettings, *, node: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # our own events tell what pika's say, once
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(node=node)
+
+
+def _naming(node: str) -> structlog.types.Processor:
+    """Every line names the node, whichever thread writes it."""
+
+    def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["node"] = node
+        return event
+
+    return add

@@ -16,13 +16,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its primary key, the tables its foreign keys refer to, and how many further unique keys it has."""
+    """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its further unique keys."""
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     parents: frozenset[str] = frozenset()
-    uniques: int = 0
+    uniques: tuple[tuple[str, ...], ...] = ()
 
     def column(self, name: str) -> Column | None:
         """The column of exactly that name."""

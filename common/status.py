@@ -148,6 +148,11 @@ def _secondary(
     warnings: list[str],
 ) -> Status:
     quarantined = nodestate.quarantined(connection)
+    edits = connection.execute(select(func.count()).select_from(outbox)).scalar_one()
+    if edits:
+        warnings.append(
+            f"{edits} changes of listed tables were made on this secondary itself: it differs from the primary there (drift)"
+        )
     behind = max(0, state.head[1] - state.position.sequence)
     found, reason = _own_state(state, settings, running, behind, quarantined)
     own = NodeStatus(
@@ -171,7 +176,7 @@ def _secondary(
         "service": "running" if running else "stopped",
         **{key: value for key, value in own.document().items() if key not in {"name", "last_report"}},
         "primary_heard": nodestate.iso(state.heard_ms) if state.heard_ms else None,
-        "outbox": connection.execute(select(func.count()).select_from(outbox)).scalar_one(),
+        "outbox": edits,
         "warnings": warnings,
     }
     return Status(document, (own,), found is State.IN_SYNC)

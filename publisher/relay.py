@@ -25,6 +25,7 @@ class Drained:
     """What one drain made of the outbox."""
 
     changes: int
+    rows: int
     position: Position
     batches: tuple[Batch, ...]
 
@@ -99,7 +100,7 @@ class Relay:
         self.position = composer.position
         for row, reason in unfit:
             self._log.error("outbox_row_rejected", table=row.table_name, reason=reason)
-        return Drained(composer.changes, composer.position, tuple(out))
+        return Drained(composer.changes, len(ids), composer.position, tuple(out))
 
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
         try:

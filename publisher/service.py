@@ -18,6 +18,7 @@ from publisher.relay import Drained, Relay
 from publisher.sender import Sender
 
 _IDLE_S = 1.0
+_TIDY_ROWS = 20_000
 
 
 def run(runtime: Runtime) -> None:
@@ -101,14 +102,21 @@ class PrimaryService:
         with self._database.connect() as connection:
             self._relay.position = nodestate.read_installed(connection, self._settings).position
             connection.rollback()
+        self._sender.offer((), self._relay.position.sequence)
         with self._database.guard():
             waker = self._database.dialect.waker(
                 self._database.engine, stop, (relay.poll_min_ms / 1000, relay.poll_max_ms / 1000)
             )
+        untidy = 0
         try:
             while not stop.is_set():
                 while (drained := self._relay.drain(self._sender.confirmed)) is not None:
                     self._drained(drained)
+                    untidy += drained.rows
+                    if untidy > _TIDY_ROWS:
+                        untidy = 0
+                        with self._database.guard():
+                            self._database.dialect.tidy(self._database.engine)
                     if stop.is_set():
                         return
                 waker.wait(_IDLE_S)

@@ -126,6 +126,9 @@ class EngineDialect(Protocol):
     def lock(self, connection: Connection) -> bool:
         """Take the lock that one `stsync run` a database holds as long as its connection lives; False: another has it."""
 
+    def tidy(self, engine: Engine) -> None:
+        """Do what keeps the outbox quick to read after many rows went through it; called now and then."""
+
     def waker(self, engine: Engine, stop: "Stoppable", poll_s: tuple[float, float]) -> Waker:
         """What waits for outbox rows: woken by the database where it can, by cheap adaptive polling elsewhere."""
 

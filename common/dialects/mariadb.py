@@ -19,11 +19,8 @@ _SESSION = (
     "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20"
 )
 _TABLES_SQL = """
-SELECT t.TABLE_NAME,
-       (SELECT COUNT(DISTINCT s.INDEX_NAME) FROM information_schema.STATISTICS s
-         WHERE s.TABLE_SCHEMA = DATABASE() AND s.TABLE_NAME = t.TABLE_NAME AND s.NON_UNIQUE = 0 AND s.INDEX_NAME <> 'PRIMARY')
-FROM information_schema.TABLES t
-WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_TYPE = 'BASE TABLE' AND t.TABLE_NAME NOT LIKE 'stsync\\\\_%%'
+SELECT TABLE_NAME FROM information_schema.TABLES
+WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' AND TABLE_NAME NOT LIKE 'stsync\\\\_%%'
 """
 _COLUMNS_SQL = """
 SELECT TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, COLLATION_NAME, GENERATION_EXPRESSION IS NOT NULL
@@ -172,6 +169,9 @@ class Mariadb:
         connection.commit()
         return bool(found == 1)
 
+    def tidy(self, engine: Engine) -> None:
+        """See EngineDialect: InnoDB purges by itself."""
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
         connection = engine.raw_connection()
@@ -211,9 +211,8 @@ class Mariadb:
                 tuple(columns[name]),
                 tuple(keys.get(name, ())),
                 frozenset(parents.get(name, ())),
-                uniques,
             )
-            for name, uniques in found
+            for (name,) in found
         )
 
     def same_name(self, left: str, right: str) -> bool:

@@ -32,7 +32,6 @@ SELECT c.oid, c.relname,
        (SELECT array_agg(a.attname ORDER BY k.n)
           FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n), pg_attribute a
          WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.attnum),
-       (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary),
        (SELECT array_agg(DISTINCT p.relname) FROM pg_constraint f JOIN pg_class p ON p.oid = f.confrelid
          WHERE f.conrelid = c.oid AND f.contype = 'f')
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
@@ -168,6 +167,11 @@ class Postgresql:
         connection.commit()
         return bool(found)
 
+    def tidy(self, engine: Engine) -> None:
+        """See EngineDialect: dead rows would be read again and again until the server's own vacuum comes (once a minute)."""
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM (TRUNCATE false, INDEX_CLEANUP on) stsync_outbox")
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
         del poll_s
@@ -185,8 +189,8 @@ class Postgresql:
             columns.setdefault(oid, []).append(Column(name, kind, bool(generated)))
         rows = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
-            Table(name, tuple(columns.get(oid, ())), tuple(key or ()), frozenset(parents or ()), uniques)
-            for oid, name, key, uniques, parents in rows
+            Table(name, tuple(columns.get(oid, ())), tuple(key or ()), frozenset(parents or ()))
+            for oid, name, key, parents in rows
         )
 
     def same_name(self, left: str, right: str) -> bool:

@@ -185,6 +185,9 @@ class Sqlite:
         connection.info["stsync_lock"] = handle  # lives, and holds the lock, as long as the connection
         return True
 
+    def tidy(self, engine: Engine) -> None:
+        """See EngineDialect: a deleted row leaves nothing behind."""
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect: `PRAGMA data_version` says whether any other connection committed."""
         connection = engine.raw_connection()
@@ -246,7 +249,8 @@ class Sqlite:
         old, new = _inside(table, "OLD"), _inside(table, "NEW")
         same_key, same_rest = _same(table.key), _same(table.columns[len(table.key) :])
         found = [
-            _trigger(table, "stsync_i_", "INSERT", [new], insert),
+            *_replaced(table),
+            _trigger(table, "stsync_i_", "INSERT", [new], _emit_replaced(table) + insert),
             _trigger(table, "stsync_d_", "DELETE", [old], delete),
             _trigger(table, "stsync_u_", "UPDATE", [old, new, same_key, f"NOT ({same_rest})"], update),
             _trigger(table, "stsync_k_", "UPDATE", [old, new, f"NOT ({same_key})"], rekey),
@@ -293,8 +297,16 @@ def _describe(connection: Connection, name: str) -> Table:
             keys.append((key, column))
     parents = {row[2] for row in connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(name)})").all()}
     indexes = connection.exec_driver_sql(f"PRAGMA index_list({quote(name)})").all()
-    uniques = sum(1 for row in indexes if row[2] and row[3] != "pk")
-    return Table(name, tuple(columns), tuple(column for _, column in sorted(keys)), frozenset(parents), uniques)
+    uniques = tuple(_indexed(connection, row[1]) for row in indexes if row[2] and row[3] != "pk" and not row[4])
+    return Table(
+        name, tuple(columns), tuple(column for _, column in sorted(keys)), frozenset(parents), tuple(filter(None, uniques))
+    )
+
+
+def _indexed(connection: Connection, index: str) -> tuple[str, ...]:
+    """The columns of an index; none when it is over an expression."""
+    names = [row[2] for row in connection.exec_driver_sql(f"PRAGMA index_info({quote(index)})").all()]
+    return () if None in names else tuple(names)
 
 
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
@@ -305,12 +317,45 @@ def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) ->
     )
 
 
-def _trigger(table: ListedTable, prefix: str, verb: str, conditions: Iterable[str], body: str) -> Trigger:
+def _replaced(table: ListedTable) -> list[Trigger]:
+    """`INSERT OR REPLACE` deletes rows with an equal unique value and fires no delete trigger (TRAPS 2): they are noted before
+    the insert. After it they are gone for certain, for the unique value is the new row's; an insert that was ignored or failed
+    leaves a note that the next insert wipes."""
+    if not table.table.uniques:
+        return []
+    equal = " OR ".join(
+        "(" + " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in columns) + ")"
+        for columns in table.table.uniques
+    )
+    other = " AND ".join(f"t.{quote(c.name)} IS NEW.{quote(c.name)}" for c in table.key)
+    inside = f" AND ({table.where})" if table.where else ""
+    key = _row([("t", c) for c in table.key])
+    note = (
+        "DELETE FROM stsync_replaced; INSERT INTO stsync_replaced (key_json)"
+        f" SELECT {key} FROM {quote(table.name)} t WHERE ({equal}) AND NOT ({other}){inside};"
+    )
+    return [_trigger(table, "stsync_r_", "INSERT", [], note, moment="BEFORE")]
+
+
+def _emit_replaced(table: ListedTable) -> str:
+    if not table.table.uniques:
+        return ""
+    names = columns_json(c.name for c in table.key)
+    return (
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
+        f" SELECT {_literal(table.name)}, 'D', {_literal(names)}, key_json, 1, 1 FROM stsync_replaced;\n  "
+        "DELETE FROM stsync_replaced;\n  "
+    )
+
+
+def _trigger(
+    table: ListedTable, prefix: str, verb: str, conditions: Iterable[str], body: str, moment: str = "AFTER"
+) -> Trigger:
     name = f"{prefix}{table.name}"
     when = " AND ".join(["NOT EXISTS (SELECT 1 FROM stsync_replaying)", *(c for c in conditions if c)])
     drop = f"DROP TRIGGER IF EXISTS {quote(name)}"
     create = (
-        f"CREATE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW WHEN {when}\nBEGIN\n  {body}\nEND"
+        f"CREATE TRIGGER {quote(name)} {moment} {verb} ON {quote(table.name)} FOR EACH ROW WHEN {when}\nBEGIN\n  {body}\nEND"
     )
     return Trigger(name, table.name, (drop, create), (drop,))
 

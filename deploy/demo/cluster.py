@@ -107,12 +107,14 @@ class Cluster:
             (folder / "home" / "conf").mkdir(parents=True)
             self.nodes.append(Node(name, folder, make(name)))
 
-    def prepare_nodes(self) -> None:
-        """Tables, lists, settings, keys and `stsync install` on every node."""
+    def prepare_nodes(self, keep_local: Callable[[Node], None]) -> None:
+        """Tables, lists, settings, keys, a secondary's own rows, and `stsync install` on every node."""
         authority = self.root / "pki"
         self.stsync("pki", "init", "--cluster", self.name, "--out", str(authority))
         for node in self.nodes:
             create_schema(node.url)
+            if node is not self.primary:
+                keep_local(node)
             (node.home / "conf" / "sync_tables.conf").write_text(tables_conf(), encoding="utf-8")
             (node.home / "conf" / "sync.conf").write_text("# no files in this demo\n", encoding="utf-8")
             (node.home / "conf" / "sync.excl").write_text("", encoding="utf-8")
@@ -127,6 +129,7 @@ class Cluster:
         for node in self.nodes:
             words = [str(STSYNC), "run", "--config", str(node.settings)]
             node.service = Child(words, me, _environment(), self.root, node.log, None if self.keep else "TERM")
+        time.sleep(3)
         self.wait_in_sync(UP_SECONDS)
 
     def wait_in_sync(self, seconds: float) -> None:

@@ -99,9 +99,7 @@ def test_the_certificates_are_the_documented_ones(ca: Path, tmp_path: Path) -> N
     now = datetime.now(UTC)
     for one, days in ((root, 3653), (cluster, 3653), (node, 825)):
         assert timedelta(minutes=4) < now - one.not_valid_before_utc < timedelta(minutes=6)
-        assert (
-            timedelta(days=days, minutes=-2) < one.not_valid_after_utc - now < timedelta(days=days, minutes=2)
-        )
+        assert timedelta(days=days, minutes=-2) < one.not_valid_after_utc - now < timedelta(days=days, minutes=2)
 
 
 def test_a_node_certificate_ends_with_its_authority_at_the_latest(tmp_path: Path) -> None:

@@ -46,9 +46,7 @@ def test_dates_are_checked_for_every_certificate_of_the_chain() -> None:
             assert accepted(authorities, node, lower, at=now) == "st1"
             late = rf"CN={name}' expired at .* UTC, and it is .* UTC here"
             refused(authorities, node, lower, at=now + 2 * HOUR, why=late)
-            refused(
-                authorities, node, lower, at=now - 2 * HOUR, why=rf"CN={name}' is valid only from .* clocks"
-            )
+            refused(authorities, node, lower, at=now - 2 * HOUR, why=rf"CN={name}' is valid only from .* clocks")
             assert accepted(authorities, node, lower, at=now) == "st1"
 
 

@@ -97,9 +97,7 @@ def make(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     if dns:
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(one) for one in dns]), False
-        )
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in dns]), False)
     if isinstance(signer, Ed25519PrivateKey):
         return Made(builder.sign(signer, None), own)
     return Made(builder.sign(signer, algorithm or SHA256()), own)  # type: ignore[arg-type]

@@ -131,9 +131,7 @@ def test_the_dns_name_decides_and_the_common_name_stands_in() -> None:
         ("st1\n", [], "cannot be a node's name"),
     ],
 )
-def test_a_certificate_that_names_no_single_node_is_refused(
-    common_name: str | None, dns: list[str], why: str
-) -> None:
+def test_a_certificate_that_names_no_single_node_is_refused(common_name: str | None, dns: list[str], why: str) -> None:
     ca = make_ca()
     refused(trusting(ca), make(common_name, ca, dns=dns), why=why)
 
@@ -223,9 +221,7 @@ def test_an_authoritys_certificate_is_no_nodes() -> None:
     ],
     ids=["key agreement only", "mail only", "unknown critical"],
 )
-def test_a_certificate_for_something_else_is_refused(
-    extension: tuple[x509.ExtensionType, bool], why: str
-) -> None:
+def test_a_certificate_for_something_else_is_refused(extension: tuple[x509.ExtensionType, bool], why: str) -> None:
     ca = make_ca()
     refused(trusting(ca), make("st1", ca, extensions=[extension]), why=why)
 
@@ -249,9 +245,7 @@ def test_a_weak_hash_is_refused() -> None:
     for algorithm in (SHA256(), SHA384(), SHA512()):
         assert accepted(trusting(ca), make("st1", ca, algorithm=algorithm)) == "st1"
     node = make("st1", ca).parsed
-    weak = type(
-        "Weak", (), {"signature_hash_algorithm": SHA1(), "verify_directly_issued_by": lambda *_: None}
-    )
+    weak = type("Weak", (), {"signature_hash_algorithm": SHA1(), "verify_directly_issued_by": lambda *_: None})
     object.__setattr__(node, "raw", weak())
     with pytest.raises(MessageRefused, match="too weak a hash"):
         rules.check_link(node, ca.parsed)
