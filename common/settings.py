@@ -215,7 +215,18 @@ def load_settings(option: Path | None) -> Settings:
             "cluster_certificate": base / settings.trust.cluster_certificate,
         }
     )
-    return settings.model_copy(update={"trust": trust})
+    return settings.model_copy(update={"trust": trust, "broker": _located(settings)})
+
+
+def _located(settings: Settings) -> BrokerSettings:
+    """The broker's settings with paths relative to the node's home."""
+    tls = settings.broker.tls
+    if tls is None:
+        return settings.broker
+    paths = {
+        name: settings.node.home / value for name in ("authorities", "certificate", "key") if (value := getattr(tls, name))
+    }
+    return settings.broker.model_copy(update={"tls": tls.model_copy(update=paths)})
 
 
 def _read(path: Path) -> dict[str, Any]:

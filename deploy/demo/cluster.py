@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from deploy.demo import broker
 from deploy.demo.databases import create_schema
 from deploy.demo.errors import DemoError
 from deploy.demo.lists import tables_conf
@@ -66,6 +67,7 @@ class Cluster:
         self.name = f"demo-{secrets.token_hex(3)}"
         self.nodes: list[Node] = []
         self.servers: list[PrivateServer] = []
+        self.lent_broker = broker_url is not None
         self._broker_url = broker_url
 
     @property
@@ -92,15 +94,24 @@ class Cluster:
             service.ask(signal.SIGTERM)
         for service in services:
             service.stop(signal.SIGTERM, _STOP_SECONDS)
-        for server in reversed(self.servers):
-            server.close()
+        try:
+            if self.lent_broker and services:
+                self.clean_broker()
+        finally:
+            for server in reversed(self.servers):
+                server.close()
+
+    def clean_broker(self) -> None:
+        """Remove the demo's queues and exchanges from a broker that was named."""
+        if self._broker_url is not None:
+            broker.remove(self._broker_url, self.stsync("broker", "definitions", "--config", str(self.primary.settings)))
 
     def start_servers(self) -> None:
         """The broker, unless one was named, and the database server, unless it is SQLite."""
         if self._broker_url is None:
-            broker = PrivateRabbitMQ(self.root / "rabbitmq", keep=self.keep)
-            self.servers.append(broker)
-            self._broker_url = broker.start().url()
+            server = PrivateRabbitMQ(self.root / "rabbitmq", keep=self.keep)
+            self.servers.append(server)
+            self._broker_url = server.start().url()
         make = self._databases()
         for name in NAMES:
             folder = self.root / name
@@ -129,7 +140,6 @@ class Cluster:
         for node in self.nodes:
             words = [str(STSYNC), "run", "--config", str(node.settings)]
             node.service = Child(words, me, _environment(), self.root, node.log, None if self.keep else "TERM")
-        time.sleep(3)
         self.wait_in_sync(UP_SECONDS)
 
     def wait_in_sync(self, seconds: float) -> None:

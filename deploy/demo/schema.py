@@ -39,7 +39,7 @@ def moment(column: str, *, null: bool = True) -> "Column[datetime]":
 
 def flag(column: str) -> "Column[int]":
     """0 or 1, a number on every engine so that a filter reads the same."""
-    return Column(column, SmallInteger, nullable=False, default=0)
+    return Column(column, SmallInteger, nullable=False, server_default="0")
 
 
 business_unit = Table(
@@ -59,7 +59,7 @@ administrator = Table(
     Column("certificate_dn", String(255)),
     flag("locked"),
     moment("last_login"),
-    Column("failed_auth_attempts", Integer, nullable=False, default=0),
+    Column("failed_auth_attempts", Integer, nullable=False, server_default="0"),
 )
 administrator_business_unit = Table(
     "administrator_business_unit",
@@ -107,7 +107,7 @@ virtual_user = Table(
     Column("password_digest", String(200), nullable=False),
     flag("force_password_change"),
     moment("last_login"),
-    Column("failed_auth_attempts", Integer, nullable=False, default=0),
+    Column("failed_auth_attempts", Integer, nullable=False, server_default="0"),
     flag("locked"),
 )
 recent_password = Table(

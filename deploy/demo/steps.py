@@ -15,8 +15,9 @@ from deploy.demo.data import Maker, Rows
 from deploy.demo.databases import engine, load, reported
 from deploy.demo.errors import DemoError
 from deploy.demo.schema import server_configuration
+from deploy.servers.processes import tail
 
-ARRIVE_SECONDS = 120.0
+ARRIVE_SECONDS = 60.0
 LOCAL, COMMON = "Parameter.000", "Parameter.001"
 _POLL_SECONDS = 0.002
 _IMPORTED = 2500
@@ -169,7 +170,8 @@ def _lag_ms(watcher: _Watcher, step: Step, committed: float) -> float:
     watcher.join(max(0.0, committed + ARRIVE_SECONDS - time.perf_counter()))
     if watcher.seen_at is None:
         raise DemoError(
-            f"“{step.title}” was not seen on {watcher.node.name} within {ARRIVE_SECONDS:.0f} s; its log is {watcher.node.log}"
+            f"“{step.title}” was not seen on {watcher.node.name} within {ARRIVE_SECONDS:.0f} s; "
+            f"the end of its log:\n{tail(watcher.node.log)}"
         )
     return max(0.0, watcher.seen_at - committed) * 1000
 
