@@ -2,10 +2,11 @@
 
 import orjson
 import pytest
-from common.changes import SEPARATOR, Frame, Kind, decode_frames, encode_frame, keys_of
-from common.errors import MessageRefused
 from hypothesis import given
 from hypothesis import strategies as st
+
+from common.changes import SEPARATOR, Frame, Kind, decode_frames, encode_frame, keys_of
+from common.errors import MessageRefused
 
 VALUES = st.one_of(st.none(), st.text(), st.integers(-(2**63), 2**63 - 1))
 ROWS = st.lists(st.lists(VALUES, min_size=2, max_size=4), min_size=1, max_size=5)

@@ -1,12 +1,13 @@
 """The gate's rules, and any order of arrival: what comes out is the log, once and in order (TRAPS 8–11, 34, 35)."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.changes import GENESIS, Position
 from common.errors import MessageRefused, NeedsFullSync
 from common.wire import Header, MessageKind, Verified
 from consumer.gate import Assembly, Verdict, judge
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def batch(

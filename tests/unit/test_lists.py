@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.errors import Misconfigured
 from common.lists import TableRule, parse_tables, read_tables, resolve
 from common.schema import Column, Table
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def table(name: str, *, key: tuple[str, ...] = ("id",), parents: frozenset[str] = frozenset()) -> Table:

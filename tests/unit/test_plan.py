@@ -1,11 +1,12 @@
 """The fast path's plan is either right or absent (TRAPS 27): checked against a model that replays in the original order."""
 
 import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.changes import SEPARATOR, Frame, Kind
 from common.schema import Column, ListedTable, Table, parents_first
 from consumer import plan
-from hypothesis import given
-from hypothesis import strategies as st
 
 T = ListedTable(Table("t", (Column("id", "int"), Column("v", "text")), ("id",)))
 CHILD = ListedTable(Table("c", (Column("id", "int"), Column("v", "text")), ("id",), frozenset({"t"})))

@@ -6,6 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from common import wire
 from common.errors import MessageRefused
 from common.trust.authorities import Authorities
@@ -14,8 +17,6 @@ from common.trust.pki import init_cluster, issue_node
 from common.trust.sealing import Opener, Sealer, load_cluster_pair
 from common.trust.signing import pae, sign
 from common.wire import Heartbeat, MessageKind, Reader, Writer, encode_body, message_hash, parse_body
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 @dataclass
