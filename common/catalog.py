@@ -4,7 +4,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from common.database import Database
-from common.dialects.base import run
+from common.dialects.base import Dialect, run
 from common.errors import Misconfigured
 from common.lists import TABLES_FILE, read_tables, resolve
 from common.schema import ListedTable
@@ -20,14 +20,13 @@ def listed_tables(database: Database, connection: Connection, settings: Settings
     lines = {name: rule.line for rule in rules for name in listed if database.dialect.same_name(rule.pattern, name)}
     for table in listed.values():
         if table.where:
-            _try_filter(connection, table, f"{source}:{lines.get(table.name, '?')}")
+            _try_filter(database.dialect, connection, table, f"{source}:{lines.get(table.name, '?')}")
     return listed
 
 
-def _try_filter(connection: Connection, table: ListedTable, where: str) -> None:
-    preparer = connection.dialect.identifier_preparer
-    names = ", ".join(preparer.quote_identifier(column.name) for column in table.columns)
-    from_ = preparer.quote_identifier(table.name)
+def _try_filter(dialect: Dialect, connection: Connection, table: ListedTable, where: str) -> None:
+    names = ", ".join(dialect.quote(column.name) for column in table.columns)
+    from_ = dialect.quote(table.name)
     nested = connection.begin_nested()
     try:
         run(connection, f"SELECT 1 FROM (SELECT {names} FROM {from_}) f WHERE ({table.where}) LIMIT 0")

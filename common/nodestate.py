@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, inspect, select, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import node, quarantine, refusals
@@ -74,7 +74,7 @@ def read(connection: Connection) -> NodeState | None:
 
 def read_installed(connection: Connection, settings: Settings) -> NodeState:
     """The node's row; Misconfigured when it is missing or is another node's (a copied database)."""
-    found = read(connection)
+    found = read(connection) if inspect(connection).has_table(node.name) else None
     if found is None:
         raise Misconfigured("this database has not been prepared; run `stsync install` first")
     if (found.cluster, found.name) != (settings.cluster.name, settings.node.name):

@@ -76,9 +76,8 @@ def uninstall(database: Database) -> list[str]:
     with database.connect() as connection:
         statements = [one for trigger in database.dialect.installed(connection) for one in trigger.drop]
         existing = set(inspect(connection).get_table_names())
-        preparer = connection.dialect.identifier_preparer
         statements += [
-            f"DROP TABLE {preparer.quote(t.name)}" for t in reversed(metadata.sorted_tables) if t.name in existing
+            f"DROP TABLE {database.dialect.quote(t.name)}" for t in reversed(metadata.sorted_tables) if t.name in existing
         ]
         for statement in statements:
             run(connection, statement)
@@ -93,7 +92,7 @@ def _digest(triggers: Iterable[Trigger]) -> str:
 def _known(connection: Connection) -> dict[str, tuple[str, str]]:
     if not inspect(connection).has_table(captured.name):
         return {}
-    return {name: (fingerprint, triggers) for name, fingerprint, triggers in connection.execute(select(captured)).tuples()}
+    return {name: (fingerprint, triggers) for name, fingerprint, triggers in connection.execute(select(captured))}
 
 
 def _missing_tables(connection: Connection) -> Iterable[str]:

@@ -76,7 +76,7 @@ class Control:
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
         self._number = nodestate.reserve_numbers(connection)
-        self._numbers = dict(connection.execute(select(reports.c.name, reports.c.number)).tuples().all())
+        self._numbers = dict(connection.execute(select(reports.c.name, reports.c.number)).all())
         self._journal_first = journal.first_sequence(connection)
         connection.commit()
 

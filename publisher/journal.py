@@ -42,16 +42,12 @@ def append(connection: Connection, epoch: int, batches: Iterable[Batch]) -> None
 def read(connection: Connection, first: int, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:
     """At most `limit` batches from sequence `first` on, in order, without a hole, and no more bytes than `max_bytes`
     (but at least one batch); empty when `first` is not there."""
-    sizes: Sequence[tuple[int, int]] = (
-        connection.execute(
-            select(journal.c.sequence, journal.c.size)
-            .where(journal.c.sequence >= first)
-            .order_by(journal.c.sequence)
-            .limit(limit)
-        )
-        .tuples()
-        .all()
-    )
+    sizes: Sequence[tuple[int, int]] = connection.execute(
+        select(journal.c.sequence, journal.c.size)
+        .where(journal.c.sequence >= first)
+        .order_by(journal.c.sequence)
+        .limit(limit)
+    ).all()
     last, total = first - 1, 0
     for sequence, size in sizes:
         if sequence != last + 1 or (total and total + size > max_bytes):
@@ -64,7 +60,7 @@ def read(connection: Connection, first: int, limit: int, max_bytes: int) -> list
         .where(journal.c.sequence.between(first, last))
         .order_by(journal.c.sequence)
     )
-    return [(sequence, bytes(message)) for sequence, message in rows.tuples()]
+    return [(sequence, bytes(message)) for sequence, message in rows]
 
 
 def extent(connection: Connection) -> Extent:
@@ -95,9 +91,7 @@ def prune(connection: Connection, settings: JournalSettings, published: int) -> 
     upto = by_age or 0
     excess = held.bytes - settings.max_bytes
     if excess > 0:
-        for sequence, size in connection.execute(
-            select(journal.c.sequence, journal.c.size).order_by(journal.c.sequence)
-        ).tuples():
+        for sequence, size in connection.execute(select(journal.c.sequence, journal.c.size).order_by(journal.c.sequence)):
             if excess <= 0:
                 break
             upto, excess = max(upto, sequence), excess - size

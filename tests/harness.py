@@ -202,13 +202,12 @@ class Cluster:
         node = self.primary
         with node.database.connect() as connection:
             listed = listed_tables(node.database, connection, node.settings)
-            quote = connection.dialect.identifier_preparer.quote_identifier
             connection.rollback()
         queries = {}
         for name, table in listed.items():
-            row = node.database.dialect.row([(quote(c.name), c) for c in table.columns])
+            row = node.database.dialect.row([(node.database.dialect.quote(c.name), c) for c in table.columns])
             where = f" WHERE ({table.where})" if table.where else ""
-            queries[name] = f"SELECT {row} FROM {quote(name)}{where}"
+            queries[name] = f"SELECT {row} FROM {node.database.dialect.quote(name)}{where}"
         return queries
 
 

@@ -153,6 +153,9 @@ class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
     errors: tuple[type[BaseException], ...]
     read_options: Mapping[str, Any]  # execution options of connections that only read, one snapshot a transaction
 
+    def quote(self, name: str) -> str:
+        """An identifier as it stands in SQL, whatever characters it has."""
+
     def json_number(self, text: str) -> str:
         """A JSON number that a program wrote into the outbox, as a value of a frame."""
 

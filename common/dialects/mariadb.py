@@ -139,6 +139,10 @@ class Mariadb:
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
     read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
 
+    def quote(self, name: str) -> str:
+        """See Dialect."""
+        return quote(name)
+
     def json_number(self, text: str) -> str:
         """See Dialect."""
         return f'"{text}"'

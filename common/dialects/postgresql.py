@@ -135,6 +135,10 @@ class Postgresql:
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
     read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
 
+    def quote(self, name: str) -> str:
+        """See Dialect."""
+        return quote(name)
+
     def json_number(self, text: str) -> str:
         """See Dialect."""
         return f'"{text}"'

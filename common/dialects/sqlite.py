@@ -137,6 +137,10 @@ class Sqlite:
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
     read_options: Mapping[str, Any] = {READ_ONLY: True}
 
+    def quote(self, name: str) -> str:
+        """See Dialect."""
+        return quote(name)
+
     def json_number(self, text: str) -> str:
         """See Dialect."""
         whole = text.lstrip("-").isdigit() and -(2**63) <= int(text) < 2**63

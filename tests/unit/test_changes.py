@@ -27,10 +27,12 @@ def test_frames_survive_being_cut_at_any_byte(batches: list[list[list[object]]],
 
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_frames_are_refused_and_nothing_else_happens(data: bytes) -> None:
+    kind = None
     try:
         list(decode_frames([data], max_frame_bytes=1 << 10))
     except MessageRefused as exc:
-        assert exc.kind in {"malformed", "size"}
+        kind = exc.kind
+    assert kind in ({"malformed", "size"} if data else {None})
 
 
 def test_a_stream_that_ends_in_the_middle_is_refused() -> None:
@@ -51,7 +53,7 @@ def test_a_frame_that_announces_more_rows_than_it_has_is_refused() -> None:
         list(decode_frames([wrong], max_frame_bytes=1 << 20))
 
 
-@given(st.lists(st.tuples(st.text(), st.one_of(st.none(), st.text(), st.integers())), min_size=1, max_size=6))
+@given(st.lists(st.tuples(st.text(), VALUES), min_size=1, max_size=6))
 def test_keys_are_found_whatever_the_text_contains(pairs: list[tuple[str, object]]) -> None:
     """Quotes, brackets, separators and line feeds inside values never confuse the reader of keys."""
     found = keys_of(frame([[name, value, "rest"] for name, value in pairs]), 2)

@@ -1,0 +1,263 @@
+"""A change that cannot be applied is kept with its reason, seen, retried and given up; everything else goes on."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.harness import Cluster, Node, wait_for
+from tests.integration.conftest import MakeCluster
+
+MISSING_COLUMN = {
+    "sqlite": "no column named note",
+    "postgresql": 'column "note"',
+    "mariadb": "Unknown column 'note'",
+}
+
+
+def listed(node: Node) -> list[dict[str, Any]]:
+    found = node.command("quarantine", "list", "--json")
+    assert found.stdout, found.stderr
+    entries: list[dict[str, Any]] = json.loads(found.stdout)["quarantined"]
+    assert found.returncode == (1 if entries else 0)
+    return entries
+
+
+def wait_quarantined(node: Node, number: int) -> list[dict[str, Any]]:
+    wait_for(
+        lambda: node.rows("SELECT count(*) FROM stsync_quarantine")[0][0] == number,
+        lambda: f"{number} quarantined changes on {node.name}, now {listed(node)}",  # type: ignore[arg-type]
+    )
+    return listed(node)
+
+
+def wait_arrived(cluster: Cluster) -> None:
+    """Positions are equal; rows need not be."""
+    wait_for(
+        lambda: (
+            not cluster.primary.rows("SELECT 1 FROM stsync_outbox")
+            and all(node.sequence() == cluster.primary.sequence() for node in cluster.secondaries)
+        ),
+        "every node at the primary's sequence",
+    )
+
+
+def behind_one(cluster: Cluster) -> Node:
+    """st2, with a unit that the primary does not have and that takes the name `taken`."""
+    node = cluster.nodes["st2"]
+    node.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
+    return node
+
+
+def test_a_missing_parent_is_quarantined_and_healed_when_it_arrives(cluster: Cluster) -> None:
+    """TRAPS 29: everything else goes on; the dependency's arrival from the primary applies it without anybody's help."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    primary.execute("INSERT INTO unit VALUES (1, 'parent', NULL)")
+    cluster.wait_equal()
+    node.execute("DELETE FROM unit WHERE id = 1")
+    primary.execute(
+        "INSERT INTO account VALUES (10, 'child', 1, NULL, NULL)",
+        "INSERT INTO unit VALUES (2, 'other', NULL)",
+    )
+    (entry,) = wait_quarantined(node, 1)
+    assert (entry["table"], entry["kind"], len(entry["key"])) == ("account", "insert", 1)
+    assert "foreign key" in entry["reason"].lower()
+    assert node.rows("SELECT id FROM unit") == [(2,)]
+    assert listed(cluster.nodes["st3"]) == []
+    primary.execute("UPDATE unit SET name = 'parent again' WHERE id = 1")
+    cluster.wait_equal()
+    assert wait_quarantined(node, 0) == []
+    assert cluster.differences() == []
+
+
+def test_status_of_both_nodes_and_show_tell_of_it(cluster: Cluster) -> None:
+    """TRAPS 29."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    assert "unique" in entry["reason"].lower() or "duplicate" in entry["reason"].lower()
+    wait_for(lambda: node.status()["quarantined"] == 1, "the secondary's own status")
+    wait_for(
+        lambda: [one["quarantined"] for one in primary.status()["nodes"]] == [1, 0],
+        lambda: f"the primary's status: {primary.status()}",  # type: ignore[arg-type]
+    )
+    shown = node.command("quarantine", "show", str(entry["id"]), "--json")
+    assert shown.returncode == 1
+    document = json.loads(shown.stdout)
+    assert document["columns"] == ["id", "name", "parent"]
+    assert document["row"][1:] == ["taken", None]
+    unknown = node.command("quarantine", "show", "4711")
+    assert unknown.returncode == 3
+    assert "4711" in unknown.stderr
+
+
+def test_every_failed_change_is_kept(cluster: Cluster) -> None:
+    """TRAPS 29: also those that fail while others stand in the quarantine already."""
+    primary, node = cluster.primary, behind_one(cluster)
+    node.execute("INSERT INTO unit VALUES (901, 'taken too', NULL)")
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    wait_quarantined(node, 1)
+    primary.execute("INSERT INTO unit VALUES (2, 'taken too', NULL)")
+    wait_arrived(cluster)
+    assert {entry["key"][0] for entry in wait_quarantined(node, 2)} <= {1, 2, "1", "2"}
+    node.execute("DELETE FROM unit WHERE id >= 900")
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
+
+
+def test_a_newer_change_that_fails_too_takes_the_place_of_the_older(cluster: Cluster) -> None:
+    """TRAPS 29: what was quarantined last is what is applied at the end."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    wait_quarantined(node, 1)
+    primary.execute("INSERT INTO unit VALUES (2, 'two', NULL)", "UPDATE unit SET parent = 2 WHERE id = 1")
+    wait_arrived(cluster)
+    entries = listed(node)
+    assert entries, "the newer change of the row is lost"
+    node.execute("DELETE FROM unit WHERE id = 900")
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
+
+
+def test_a_newer_change_overtakes_a_quarantined_one(cluster: Cluster) -> None:
+    """TRAPS 29: it carries the whole row; the older one must never come back."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    wait_quarantined(node, 1)
+    primary.execute("UPDATE unit SET name = 'free' WHERE id = 1")
+    wait_quarantined(node, 0)
+    node.execute("DELETE FROM unit WHERE id = 900")
+    cluster.wait_equal()
+    assert node.rows("SELECT name FROM unit") == [("free",)]
+
+
+def test_a_newer_change_applied_together_with_the_failed_one_overtakes_it(cluster: Cluster) -> None:
+    """TRAPS 29: under backlog both stand in one database transaction of the secondary."""
+    primary, node = cluster.primary, behind_one(cluster)
+    wait_arrived(cluster)
+    assert node.stop() == 0
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    wait_for(lambda: cluster.nodes["st3"].rows("SELECT 1 FROM unit"), "the first change set")
+    primary.execute("UPDATE unit SET name = 'free' WHERE id = 1")
+    wait_for(lambda: cluster.nodes["st3"].rows("SELECT 1 FROM unit WHERE name = 'free'"), "the second change set")
+    node.start()
+    wait_arrived(cluster)
+    node.execute("DELETE FROM unit WHERE id = 900")
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
+    assert node.rows("SELECT name FROM unit") == [("free",)]
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_a_truncation_overtakes_what_is_quarantined_of_its_table(cluster: Cluster) -> None:
+    """TRAPS 2, 29; the other two engines tell nobody of a truncation."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    node.execute("INSERT INTO account VALUES (900, 'taken', NULL, NULL, NULL)")
+    primary.execute("INSERT INTO account VALUES (1, 'taken', NULL, NULL, NULL)")
+    wait_quarantined(node, 1)
+    primary.execute("TRUNCATE account CASCADE")
+    wait_arrived(cluster)
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
+
+
+def test_a_missing_table_is_quarantined_and_healed(cluster: Cluster) -> None:
+    """TRAPS 6, 29: by the command, once the table is there again."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    cluster.wait_equal()
+    columns = "(name VARCHAR(80) NOT NULL, node VARCHAR(40) NOT NULL, val TEXT, islocal INT NOT NULL DEFAULT 0"
+    node.execute("DROP TABLE param")
+    primary.execute("INSERT INTO param VALUES ('p', 'x', '1', 0)", "INSERT INTO unit VALUES (1, 'goes on', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    assert "param" in entry["reason"]
+    assert node.rows("SELECT name FROM unit") == [("goes on",)]
+    again = node.command("quarantine", "retry")
+    assert again.returncode == 1, again.stderr
+    assert len(listed(node)) == 1
+    node.execute(f"CREATE TABLE param {columns}, PRIMARY KEY (name, node))")
+    retried = node.command("quarantine", "retry")
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    cluster.wait_equal()
+
+
+def test_a_missing_column_is_quarantined_and_healed(cluster: Cluster) -> None:
+    """TRAPS 6, 29: also after a restart that finds the column missing."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    cluster.wait_equal()
+    node.execute("ALTER TABLE account DROP COLUMN note")
+    primary.execute("INSERT INTO account VALUES (1, 'a', NULL, 'n', NULL)", "INSERT INTO unit VALUES (1, 'goes on', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    assert "note" in entry["reason"]
+    node.kill()
+    primary.execute("INSERT INTO account VALUES (2, 'b', NULL, 'n', NULL)")
+    node.start()
+    wait_arrived(cluster)
+    wait_quarantined(node, 2)
+    assert node.rows("SELECT name FROM unit") == [("goes on",)]
+    node.execute("ALTER TABLE account ADD COLUMN note TEXT")
+    wait_for(lambda: node.command("quarantine", "retry").returncode == 0, lambda: f"{listed(node)}")  # type: ignore[arg-type]
+    assert node.rows("SELECT id, note FROM account ORDER BY id") == [(1, "n"), (2, "n")]
+
+
+def test_retry_with_the_service_stopped(cluster: Cluster) -> None:
+    """TRAPS 29: the command itself applies it; by id or all."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    assert node.stop() == 0
+    assert node.command("quarantine", "retry", str(entry["id"])).returncode == 1
+    node.execute("DELETE FROM unit WHERE id = 900")
+    done = node.command("quarantine", "retry", str(entry["id"]))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.rows("SELECT id, name FROM unit") == [(1, "taken")]
+    assert node.rows("SELECT count(*) FROM stsync_outbox") == [(0,)]
+    node.start()
+    cluster.wait_equal()
+
+
+def test_discard_gives_one_up(cluster: Cluster) -> None:
+    """TRAPS 29."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    gone = node.command("quarantine", "discard", str(entry["id"]))
+    assert gone.returncode == 0, gone.stderr
+    assert "differs" in gone.stdout
+    assert listed(node) == []
+    assert node.command("quarantine", "discard", str(entry["id"])).returncode == 3
+    primary.execute("INSERT INTO unit VALUES (2, 'goes on', NULL)")
+    wait_arrived(cluster)
+    assert cluster.differences() == ["st2.unit: 1 rows missing or different, 1 extra of 2"]
+
+
+def test_names_that_sound_like_trouble_are_quarantined_too(new_cluster: MakeCluster, database_kind: str) -> None:
+    """TRAPS 29: an error is told by its code; a column called `locked` or a table called `disk` is no outage."""
+    cluster = new_cluster(
+        database_kind,
+        schema=("CREATE TABLE disk (id BIGINT PRIMARY KEY, locked VARCHAR(20) UNIQUE)",),
+        tables="disk\n",
+        nodes=("st1", "st2"),
+    )
+    cluster.start()
+    node = cluster.nodes["st2"]
+    node.execute("INSERT INTO disk VALUES (900, 'closed')")
+    cluster.primary.execute("INSERT INTO disk VALUES (1, 'closed')")
+    wait_quarantined(node, 1)
+    node.execute("DELETE FROM disk WHERE id = 900")
+    cluster.wait_equal()
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_many_that_stay_do_not_keep_others_from_being_retried(cluster: Cluster) -> None:
+    """TRAPS 29: more changes stand in the quarantine than one round retries."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)", "INSERT INTO unit VALUES (2, 'two', NULL)")
+    cluster.wait_equal()
+    node.execute("DELETE FROM unit")
+    values = ", ".join(f"({number}, 'a{number}', 1, NULL, NULL)" for number in range(520))
+    primary.execute(f"INSERT INTO account VALUES {values}")
+    wait_quarantined(node, 520)
+    primary.execute("INSERT INTO account VALUES (1000, 'last', 2, NULL, NULL)")
+    wait_quarantined(node, 521)
+    node.execute("INSERT INTO unit VALUES (2, 'two', NULL)")
+    wait_for(lambda: node.rows("SELECT 1 FROM account WHERE id = 1000"), "the last one retried", 30)
