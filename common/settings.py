@@ -84,7 +84,7 @@ class BrokerSettings(_Section):
     retry_min_s: Positive = 0.2
     retry_max_s: Positive = 10.0
     queue_max_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
-    prefetch: Annotated[int, Field(ge=1, le=10_000)] = 200
+    prefetch: Annotated[int, Field(ge=1, le=10_000)] = 100
     window: Annotated[int, Field(ge=1)] = 200
 
 

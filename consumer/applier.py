@@ -14,17 +14,18 @@ from common import nodestate
 from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
-from common.errors import MessageRefused, NeedsFullSync
+from common.errors import MessageRefused, NeedsFullSync, NotApplicable
 from common.live_lists import LiveLists
 from common.nodestate import State
 from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
 from consumer import quarantine
 from consumer.gate import Assembly, Verdict
-from consumer.replay import Replayer, Unit
+from consumer.replay import FAST_BYTES, Replayer, Unit
 from consumer.standing import Standing
 
 CATCH_UP_BATCHES = 500
+_UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _SAVE_HEARD_S = 3.0
 _GRACE_S = 0.3
 _RESTORED_AFTER = 3  # heartbeats in a row that are behind what this node has
@@ -184,37 +185,43 @@ class Applier:
         self._head = max(self._head, (epoch, sequence))
 
     def _apply(self, connection: Connection) -> None:
-        """As many ready change sets as fit one transaction, together with the position (TRAPS 7)."""
-        count, batches = 0, 0
+        """As many ready change sets as fit one transaction; one alone where the commit itself refuses."""
+        batches, size = 0, 0
+        units: list[Unit] = []
         for parts in self._assembly.ready:
-            if count and batches + len(parts) > self._settings.replay.group_batches:
+            unit = self._unit(parts)
+            batches, size = batches + len(parts), size + unit.size
+            if units and (batches > self._settings.replay.group_batches or size > FAST_BYTES):
                 break
-            count, batches = count + 1, batches + len(parts)
-        units = [self._unit(parts) for parts in self._assembly.ready[:count]]
+            units.append(unit)
+        try:
+            self._commit(connection, units)
+        except NotApplicable as exc:  # a constraint that is checked at the commit only
+            connection.rollback()
+            self._commit(connection, units[:1], refused=str(exc) if len(units) == 1 else None)
+
+    def _commit(self, connection: Connection, units: list[Unit], refused: str | None = None) -> None:
+        """Apply these, with the position, in one transaction (TRAPS 7); `refused`: quarantine them as a whole instead."""
         replayer = self._replayer_now()
-        failed = replayer.apply(connection, units)
-        quarantine.add(connection, replayer, failed)
-        if self._quarantined:
-            frames = (frame for unit in units for frame in unit.frames())
-            quarantine.overtaken(connection, frames, self._lists.tables)
-        newest = self._assembly.ready[count - 1][-1].header
-        after = Position(newest.epoch, newest.sequence, self._assembly.ready[count - 1][-1].hash)
-        lag_ms = max(0.0, time.time() * 1000 - newest.issued_ms)
-        nodestate.advance(
-            connection,
-            self._position,
-            after,
-            lag_ms=lag_ms,
-            head_epoch=self._head[0],
-            head_sequence=self._head[1],
-        )
-        connection.commit()
-        self._assembly.taken(count)
+        with self._database.guard():
+            failed = quarantine.whole(units, refused) if refused else replayer.apply(connection, units)
+            quarantine.add(connection, replayer, failed)
+            if self._quarantined:
+                frames = (frame for unit in units for frame in unit.frames())
+                quarantine.overtaken(connection, frames, self._lists.tables)
+            newest = self._assembly.ready[len(units) - 1][-1]
+            after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
+            lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
+            nodestate.advance(
+                connection, self._position, after, lag_ms=lag_ms, head_epoch=self._head[0], head_sequence=self._head[1]
+            )
+            connection.commit()
+        self._assembly.taken(len(units))
         self._position, self._lag_ms = after, lag_ms
         self._progress, self._stuck = time.monotonic(), None
         if failed or self._quarantined:
             self._count_quarantined(connection, failed_now=len(failed))
-        self._log.debug("applied", sequence=after.sequence, units=count, batches=batches)
+        self._log.debug("applied", sequence=after.sequence, units=len(units))
 
     def _unit(self, parts: tuple[Verified, ...]) -> Unit:
         limit = self._settings.replay.max_change_bytes
@@ -223,7 +230,7 @@ class Applier:
             return decode_frames((self._reader.open(part) for part in parts), max_frame_bytes=limit)
 
         header = parts[0].header
-        size = sum(part.size for part in parts) * (8 if len(parts) > 1 else 1)
+        size = sum(part.size for part in parts) * _UNFOLDS
         return Unit(header.epoch, header.sequence, size, frames)
 
     def _replayer_now(self) -> Replayer:

@@ -12,8 +12,8 @@ from common.changes import Frame, Kind, keys_of
 from common.errors import MessageRefused
 from common.nodestate import now_ms
 from common.schema import ListedTable
-from consumer.plan import Step
-from consumer.replay import Failed, Replayer
+from consumer.plan import Step, single
+from consumer.replay import Failed, Replayer, Unit
 
 RETRIED_AT_ONCE = 500
 
@@ -54,6 +54,11 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
     ]
     if rows:
         connection.execute(quarantine.insert(), rows)
+
+
+def whole(units: Iterable[Unit], reason: str) -> list[Failed]:
+    """Every change of these units as failed: the database refused them together, at the commit."""
+    return [Failed(unit.epoch, unit.sequence, step, reason) for unit in units for step in single(unit.frames())]
 
 
 def entries(connection: Connection, ids: Sequence[int] = ()) -> list[Entry]:

@@ -4,11 +4,12 @@ import queue
 import time
 
 import structlog
+from sqlalchemy.engine import Connection
 
 from common import nodestate
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
 from common.crew import Crew
-from common.errors import Fault
+from common.errors import Fault, Unavailable
 from common.live_lists import LiveLists
 from common.runtime import Runtime
 from consumer.applier import Applier
@@ -96,17 +97,30 @@ class SecondaryService:
         return self._applier.standing()
 
     def _apply_loop(self) -> None:
-        stop = self._runtime.stop
-        with self._runtime.database.connect() as connection:
-            self._applier.load(connection)
-            while not stop.is_set():
-                deliveries = self._gather(0.1)
-                before = self._applier.standing().position
-                self._applier.work(connection, deliveries)
-                if deliveries:
-                    self._consume.ack(deliveries[-1], multiple=True)
-                if self._applier.standing().position != before or deliveries:
-                    self._reporter.changed()
+        try:
+            with self._runtime.database.connect() as connection:
+                self._applier.load(connection)
+                while not self._runtime.stop.is_set():
+                    self._work(connection)
+        except Unavailable:
+            self._forget_deliveries()
+            raise
+
+    def _work(self, connection: Connection) -> None:
+        deliveries = self._gather(0.1)
+        before = self._applier.standing().position
+        self._applier.work(connection, deliveries)
+        if deliveries:
+            self._consume.ack(deliveries[-1], multiple=True)
+        if self._applier.standing().position != before or deliveries:
+            self._reporter.changed()
+
+    def _forget_deliveries(self) -> None:
+        """What was taken in and not committed comes again on a new channel; unacknowledged it would fill the prefetch."""
+        self._consume.pause()
+        self._consume.resume()
+        while not self._arrived.empty():
+            self._arrived.get_nowait()
 
     def _gather(self, timeout_s: float) -> list[Delivery]:
         """What arrived, waiting for the first of it."""

@@ -75,8 +75,6 @@ class Sender:
             self._confirmed = max(self._confirmed, sequence)
             while self._recent and next(iter(self._recent)) <= self._confirmed:
                 self._recent_bytes -= len(self._recent.popitem(last=False)[1])
-        if self._next <= self._head:
-            self._wake.set()
 
     def rewind(self) -> None:
         """The link was lost: what was not confirmed goes out again, the same bytes under the same sequence."""
@@ -88,6 +86,11 @@ class Sender:
         """Wait until there may be something to do."""
         self._wake.wait(timeout_s)
         self._wake.clear()
+
+    def poke_if_waiting(self) -> None:
+        """The link has room again: make `wait` return if there is anything to send."""
+        if self._next <= self._head:
+            self._wake.set()
 
     def poke(self) -> None:
         """Make `wait` return."""

@@ -9,7 +9,7 @@ from common import nodestate
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
 from common.changes import Position
 from common.crew import Crew
-from common.errors import Fault
+from common.errors import Fault, Unavailable
 from common.live_lists import LiveLists
 from common.runtime import Runtime
 from publisher import journal
@@ -49,6 +49,7 @@ class PrimaryService:
             lock=True,
             on_confirmed=self._confirmed,
             on_reset=lambda _generation: self._sender.rewind(),
+            on_room=self._sender.poke_if_waiting,
             on_state=self._publish_state,
         )
         self._consume = ConsumeLink(
@@ -134,6 +135,14 @@ class PrimaryService:
             self._sender.wait(_IDLE_S)
 
     def _control_loop(self) -> None:
+        try:
+            self._serve_control()
+        except Unavailable:
+            self._consume.pause()  # what was taken in and not acknowledged would fill the prefetch
+            self._consume.resume()
+            raise
+
+    def _serve_control(self) -> None:
         stop, intervals = self._runtime.stop, self._settings.intervals
         with self._database.connect() as connection:
             self._control.start(connection)
