@@ -20,7 +20,7 @@ def wait_running(*nodes: Node) -> None:
         return '"state": "ready", "reason": null, "event": "broker_consume"' in words
 
     for node in nodes:
-        wait_for(lambda node=node: runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}")  # type: ignore[misc]
+        wait_for(lambda node=node: runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}")  # type: ignore[arg-type]
 
 
 @pytest.fixture
