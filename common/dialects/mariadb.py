@@ -36,9 +36,11 @@ SELECT DISTINCT TABLE_NAME, REFERENCED_TABLE_NAME FROM information_schema.REFERE
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
 _TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
-_OWN_FAULT = frozenset(
-    {1048, 1054, 1062, 1146, 1169, 1216, 1217, 1227, 1263, 1264, 1265, 1292, 1364, 1365, 1366, 1406, 1411, 1416, 1442, 1451, 1452,
-     1526, 1557, 1586, 1690, 1761, 1762, 3140, 3819, 4025, 4037, 4038, 4161, 4174}
+# What says that the server, not the change, is the trouble: connections, locks, space, shutdown, rights, read-only.
+_AWAY = frozenset(
+    {0, 1020, 1021, 1030, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1053, 1077, 1078, 1079, 1080, 1114, 1135, 1142, 1143, 1152,
+     1153, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205, 1206, 1213, 1226, 1290, 1317, 1412, 1637, 1698, 1836, 1927, 1969, 3024,
+     4031}
 )  # fmt: skip
 
 
@@ -66,6 +68,8 @@ def _text_of(column: Column, reference: str) -> str:
         return f"CAST({reference} + 0 AS CHAR)"
     if base == "float":
         return f"CAST(CAST({reference} AS DOUBLE) AS CHAR)"
+    if base == "longtext":  # which JSON is an alias of, and JSON_ARRAY would embed it as JSON: null for 'null'
+        return f"CONCAT('', CONVERT({reference} USING utf8mb4))"
     if base in _TEXT:
         return f"CONVERT({reference} USING utf8mb4)"
     return f"CAST({reference} AS CHAR)"
@@ -268,9 +272,9 @@ class Mariadb:
         """See ReplayDialect: by error number."""
         number = exc.args[0] if exc.args else 0
         message = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
-        if number in _OWN_FAULT or isinstance(exc, pymysql.err.IntegrityError | pymysql.err.DataError):
-            return NotApplicable(f"{message} ({number})")
-        return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
+        if number in _AWAY or 2000 <= number < 3000 or isinstance(exc, pymysql.err.InterfaceError):
+            return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
+        return NotApplicable(f"{message} ({number})")
 
 
 def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:

@@ -25,6 +25,9 @@ _FUNCTION_SETTINGS = (
     "SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1"
     " SET bytea_output = 'hex' SET lc_monetary = 'C'"
 )
+# SQLSTATE classes that say that the server, not the change, is the trouble: connection, authorization, transaction state and
+# rollback (deadlock), resources, not in prerequisite state (lock time-out), operator intervention, system and internal errors.
+_AWAY = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -287,9 +290,9 @@ END $stsync$"""
         """See ReplayDialect: by SQLSTATE class (PostgreSQL manual, appendix A)."""
         state = getattr(exc, "sqlstate", None) or ""
         message = str(exc).strip().split("\nCONTEXT")[0].replace("\n", " ")
-        if state[:2] in {"22", "23", "42", "44", "P0", "27", "0A", "54"} and state != "42501":
-            return NotApplicable(message)
-        return Unavailable(f"the database: {message or type(exc).__name__}")
+        if not state or state[:2] in _AWAY or state == "42501":
+            return Unavailable(f"the database: {message or type(exc).__name__}")
+        return NotApplicable(message)
 
 
 def _row(table: ListedTable, alias: str, columns: Iterable[Column] | None = None) -> str:

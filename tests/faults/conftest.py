@@ -1,26 +1,42 @@
 """The clusters of the integration tests, for faults: a running one on each database, or one that a test starts itself."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster, new_cluster
 
-__all__ = ["cluster", "new_cluster", "wait_running"]
+__all__ = ["cluster", "new_cluster", "wait_running", "wait_told"]
+
+
+def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """As wait_for; what did not come is told as it is at the end of the time."""
+    wait_for(condition, told, timeout_s)  # type: ignore[arg-type]
 
 
 def wait_running(*nodes: Node) -> None:
     """Until the last start of each node's service consumes from the broker."""
-
-    def runs(node: Node) -> bool:
-        assert node.process is not None
-        assert node.process.poll() is None, (
-            f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
-        )
-        words = node.log.rpartition('"event": "starting"')[2]
-        return '"state": "ready", "reason": null, "event": "broker_consume"' in words
-
     for node in nodes:
-        wait_for(lambda node=node: runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}")  # type: ignore[arg-type]
+        wait_told(lambda node=node: _runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}")
+
+
+def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:
+    """Until every node is at the primary's sequence; rows need not be equal."""
+    wait_told(
+        lambda: not cluster.primary.rows("SELECT 1 FROM stsync_outbox")
+        and len({node.sequence() for node in cluster.nodes.values()}) == 1,
+        lambda: {node.name: (node.sequence(), node.log[-2000:]) for node in cluster.nodes.values()},
+        timeout_s,
+    )
+
+
+def _runs(node: Node) -> bool:
+    assert node.process is not None
+    assert node.process.poll() is None, f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
+    words = node.log.rpartition('"event": "starting"')[2]
+    return '"state": "ready", "reason": null, "event": "broker_consume"' in words
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ class Attack:
         node = self.cluster.nodes[name]
         before, rows = self.refused(name, kind), node.rows("SELECT * FROM unit ORDER BY id")
         send()
-        wait_for(lambda: self.refused(name, kind) >= before + number, lambda: self.counts(node, kind), SOON_S)  # type: ignore[arg-type]
+        wait_for(lambda: self.refused(name, kind) >= before + number, lambda: self.counts(node, kind), SOON_S)
         assert node.rows("SELECT * FROM unit ORDER BY id") == rows
         assert node.status()["refused"][kind] == before + number
         source = "reports" if name == "st1" else "events"
@@ -174,7 +174,7 @@ def test_a_truncated_message_is_refused(attack: Attack) -> None:
     attack.to_nodes(*cuts)
     wait_for(
         lambda: sum(attack.cluster.nodes["st2"].status()["refused"].values()) == before + len(cuts),
-        lambda: f"all refused: {attack.counts(attack.cluster.nodes['st2'], 'any')}",  # type: ignore[arg-type]
+        lambda: f"all refused: {attack.counts(attack.cluster.nodes['st2'], 'any')}",
         SOON_S,
     )
     attack.goes_on()
@@ -199,7 +199,7 @@ def test_a_flipped_bit_is_refused(attack: Attack, region: str, kinds: set[str]) 
         lambda: sum(attack.refused("st2", kind) for kind in kinds) == 1,
         lambda: attack.counts(node, region),
         SOON_S,
-    )  # type: ignore[arg-type]
+    )
     attack.goes_on()
 
 
@@ -363,7 +363,7 @@ def test_a_batch_among_the_reports_is_refused(attack: Attack) -> None:
         {"reason": "nul \x00 in it", "last_full_sync": "x" * 100},
         {"state": "dancing", "refused": {"x" * 1000: 2**63}},
     ],
-    ids=lambda changed: "+".join(changed),
+    ids="+".join,
 )
 def test_a_secondary_cannot_stop_the_primary_by_a_report(
     new_cluster: MakeCluster, vhost_url: str, database_kind: str, changed: dict[str, Any]
@@ -380,7 +380,7 @@ def test_a_secondary_cannot_stop_the_primary_by_a_report(
         lambda: attack.refused("st1", "malformed"),
         lambda: attack.counts(cluster.primary, "malformed"),
         SOON_S,
-    )  # type: ignore[arg-type]
+    )
     cluster.nodes["st2"].start()
     attack.goes_on()
     found = cluster.primary.command("status", "--json")
@@ -449,7 +449,7 @@ def test_a_fork_of_the_log_needs_a_full_synchronization(attack: Attack) -> None:
     """TRAPS 34: signed by the primary's key, but not the history that this node has applied."""
     node = attack.cluster.nodes["st2"]
     attack.to_nodes(attack.batch(previous=message_hash(b"another history")))
-    wait_for(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)  # type: ignore[arg-type]
+    wait_for(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)
     assert f"sequence {node.sequence()}" in node.status()["reason"]
     assert node.rows("SELECT id FROM unit") == [(1,)]
 
@@ -458,8 +458,8 @@ def test_a_skipped_sequence_is_never_applied(attack: Attack) -> None:
     """TRAPS 10, 34: fast-forward; what is in between arrives, and then the histories differ."""
     node, primary = attack.cluster.nodes["st2"], attack.cluster.primary
     attack.to_nodes(attack.batch(sequence=primary.sequence() + 2, previous=message_hash(b"another history")))
-    wait_for(lambda: node.status()["behind"] == 2, lambda: f"{node.status()}", SOON_S)  # type: ignore[arg-type]
+    wait_for(lambda: node.status()["behind"] == 2, lambda: f"{node.status()}", SOON_S)
     assert node.rows("SELECT id FROM unit") == [(1,)]
     primary.execute("INSERT INTO unit VALUES (2, 'two', NULL)")
-    wait_for(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)  # type: ignore[arg-type]
+    wait_for(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)
     assert (666,) not in node.rows("SELECT id FROM unit")

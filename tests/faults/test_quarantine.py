@@ -21,7 +21,7 @@ def listed(node: Node) -> list[dict[str, Any]]:
 def wait_quarantined(node: Node, number: int) -> list[dict[str, Any]]:
     wait_for(
         lambda: node.rows("SELECT count(*) FROM stsync_quarantine")[0][0] == number,
-        lambda: f"{number} quarantined changes on {node.name}, now {listed(node)[:3]}",  # type: ignore[arg-type]
+        lambda: f"{number} quarantined changes on {node.name}, now {listed(node)[:3]}",
         20,
     )
     return listed(node)
@@ -75,7 +75,7 @@ def test_status_of_both_nodes_and_show_tell_of_it(cluster: Cluster) -> None:
     wait_for(lambda: node.status()["quarantined"] == 1, "the secondary's own status")
     wait_for(
         lambda: [one["quarantined"] for one in primary.status()["nodes"]] == [1, 0],
-        lambda: f"the primary's status: {primary.status()}",  # type: ignore[arg-type]
+        lambda: f"the primary's status: {primary.status()}",
     )
     shown = node.command("quarantine", "show", str(entry["id"]), "--json")
     assert shown.returncode == 1
@@ -199,7 +199,7 @@ def test_a_missing_column_is_quarantined_and_healed(cluster: Cluster) -> None:
     wait_quarantined(node, 2)
     assert node.rows("SELECT name FROM unit") == [("goes on",)]
     node.execute("ALTER TABLE account RENAME COLUMN remark TO note")
-    wait_for(lambda: node.command("quarantine", "retry").returncode == 0, lambda: f"{listed(node)}")  # type: ignore[arg-type]
+    wait_for(lambda: node.command("quarantine", "retry").returncode == 0, lambda: f"{listed(node)}")
     assert node.rows("SELECT id, note FROM account ORDER BY id") == [(1, "n"), (2, "n")]
 
 
