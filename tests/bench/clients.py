@@ -1,6 +1,7 @@
 """One client program per database, as plain and as quick as its driver allows: it makes the load, it is not what is measured."""
 
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -169,4 +170,4 @@ def _one(row: Any) -> int | None:
     return None if row is None else int(row[0])
 
 
-_CLIENTS: dict[str, type[Client]] = {"postgresql": _Postgresql, "mariadb": _Mariadb, "sqlite": _Sqlite}
+_CLIENTS: dict[str, Callable[[str], Client]] = {"postgresql": _Postgresql, "mariadb": _Mariadb, "sqlite": _Sqlite}

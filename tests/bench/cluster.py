@@ -1,7 +1,7 @@
 """The cluster that is measured: a private database server per node, a private broker, and three `stsync run`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,9 +59,9 @@ class StsyncSubject:
         """See Subject. MariaDB's TRUNCATE fires no trigger, so there it is done on every node."""
         urls = self._urls if self.kind == "mariadb" else self._urls[:1]
         for url in urls:
-            _clear(url)
+            work.clear(url)
         wait_for(lambda: self._cluster.primary.rows("SELECT count(*) FROM stsync_outbox") == [(0,)], "an empty outbox", 120)
-        _tidy(self._admin, self._urls)
+        work.tidy(self._admin, self._urls)
 
     def explain(self) -> str:
         """See Subject."""
@@ -70,7 +70,7 @@ class StsyncSubject:
     def triggers(self) -> work.Results:
         """What the triggers cost a writer of single rows: the same client without and with them, no service running."""
         for url in (self.bare, self.captured.url):
-            _clear(url)
+            work.clear(url)
         self.captured.execute("DELETE FROM stsync_outbox")
         bare = work.write_singly(self.bare)
         captured = work.write_singly(self.captured.url)
@@ -104,7 +104,7 @@ class StsyncSubject:
             found[node.name] = node.process.pid
         return found
 
-    def _make(self, directory: Path, broker: str, urls: "Iterator[str]", names: Sequence[str]) -> Cluster:
+    def _make(self, directory: Path, broker: str, urls: Iterator[str], names: Sequence[str]) -> Cluster:
         return make_cluster(
             directory, self.kind, broker, lambda _kind: next(urls), schema=TABLES[self.kind], tables=_LISTED, nodes=names
         )
@@ -113,8 +113,15 @@ class StsyncSubject:
 def _makers(kind: str, directory: Path, stack: ExitStack, admin: list[str]) -> list[Callable[[str], str]]:
     """Per node, what makes databases for it."""
     if kind == "sqlite":
-        return [lambda name, at=directory / f"{n}": f"sqlite:///{at}-{name}.db" for n in ("st1", "st2", "st3")]
-    server_type = PrivatePostgreSQL if kind == "postgresql" else PrivateMariaDB
-    servers = [stack.enter_context(server_type(directory / f"server{number}")) for number in (1, 2, 3)]
+        return [_files(directory, node) for node in ("st1", "st2", "st3")]
+    server_type: type[PrivatePostgreSQL | PrivateMariaDB] = PrivatePostgreSQL if kind == "postgresql" else PrivateMariaDB
+    servers = [server_type(directory / f"server{number}") for number in (1, 2, 3)]
+    for server in servers:
+        stack.callback(server.close)
+        server.start()
     admin += [server.admin_url for server in servers]
     return [server.new_database for server in servers]
+
+
+def _files(directory: Path, node: str) -> Callable[[str], str]:
+    return lambda name: f"sqlite:///{directory / f'{node}-{name}.db'}"

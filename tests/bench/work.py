@@ -9,7 +9,7 @@ from multiprocessing.queues import Queue as ProcessQueue
 from multiprocessing.synchronize import Event
 from typing import Protocol
 
-from tests.bench.clients import Client, bulk_sql, connect
+from tests.bench.clients import Client, bulk_sql, connect, kind_of
 from tests.bench.figures import percentile
 
 RATE = 100
@@ -65,6 +65,22 @@ def clients(urls: Sequence[str]) -> Iterator[list[Client]]:
             found.append(connect(url))
             stack.callback(found[-1].close)
         yield found
+
+
+def clear(url: str) -> None:
+    """Empty `t` in one database."""
+    with clients([url]) as (client,):
+        client.run("DELETE FROM t" if kind_of(url) == "sqlite" else "TRUNCATE TABLE t")
+
+
+def tidy(admin: Sequence[str], urls: Sequence[str]) -> None:
+    """Have PostgreSQL do now what it would else do in the middle of the next job."""
+    for url in urls if kind_of(urls[0]) == "postgresql" else ():
+        with clients([url]) as (client,):
+            client.run("VACUUM t")
+    for url in admin if kind_of(urls[0]) == "postgresql" else ():
+        with clients([url]) as (client,):
+            client.run("CHECKPOINT")
 
 
 def prepare(subject: Subject) -> None:

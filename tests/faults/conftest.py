@@ -19,14 +19,18 @@ def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_
 def wait_running(*nodes: Node) -> None:
     """Until the last start of each node's service consumes from the broker."""
     for node in nodes:
-        wait_told(lambda node=node: _runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}")
+        wait_told(
+            lambda node=node: _runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}"
+        )
 
 
 def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:
     """Until every node is at the primary's sequence; rows need not be equal."""
     wait_told(
-        lambda: not cluster.primary.rows("SELECT 1 FROM stsync_outbox")
-        and len({node.sequence() for node in cluster.nodes.values()}) == 1,
+        lambda: (
+            not cluster.primary.rows("SELECT 1 FROM stsync_outbox")
+            and len({node.sequence() for node in cluster.nodes.values()}) == 1
+        ),
         lambda: {node.name: (node.sequence(), node.log[-2000:]) for node in cluster.nodes.values()},
         timeout_s,
     )
@@ -34,7 +38,9 @@ def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:
 
 def _runs(node: Node) -> bool:
     assert node.process is not None
-    assert node.process.poll() is None, f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
+    assert node.process.poll() is None, (
+        f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
+    )
     words = node.log.rpartition('"event": "starting"')[2]
     return '"state": "ready", "reason": null, "event": "broker_consume"' in words
 

@@ -23,7 +23,7 @@ from common.trust.pki import init_cluster, issue_node
 from common.trust.sealing import Sealer, load_cluster_pair
 from common.trust.signing import pae, sign
 from common.wire import CatchUp, Header, Heartbeat, MessageKind, Report, Writer, encode_body, message_hash
-from tests.faults.conftest import wait_running
+from tests.faults.conftest import wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
@@ -107,7 +107,9 @@ class Attack:
         node = self.cluster.nodes[name]
         before, rows = self.refused(name, kind), node.rows("SELECT * FROM unit ORDER BY id")
         send()
-        wait_for(lambda: self.refused(name, kind) >= before + number, lambda: self.counts(node, kind), SOON_S)
+        wait_told(
+            lambda: self.refused(name, kind) >= before + number, lambda: self.counts(node, kind), SOON_S
+        )
         assert node.rows("SELECT * FROM unit ORDER BY id") == rows
         assert node.status()["refused"][kind] == before + number
         source = "reports" if name == "st1" else "events"
@@ -172,7 +174,7 @@ def test_a_truncated_message_is_refused(attack: Attack) -> None:
     ]
     before = sum(attack.cluster.nodes["st2"].status()["refused"].values())
     attack.to_nodes(*cuts)
-    wait_for(
+    wait_told(
         lambda: sum(attack.cluster.nodes["st2"].status()["refused"].values()) == before + len(cuts),
         lambda: f"all refused: {attack.counts(attack.cluster.nodes['st2'], 'any')}",
         SOON_S,
@@ -195,7 +197,7 @@ def test_a_flipped_bit_is_refused(attack: Attack, region: str, kinds: set[str]) 
     node = attack.cluster.nodes["st2"]
     forged = attack.batch()
     attack.to_nodes(flipped(forged, regions(forged)[region]))
-    wait_for(
+    wait_told(
         lambda: sum(attack.refused("st2", kind) for kind in kinds) == 1,
         lambda: attack.counts(node, region),
         SOON_S,
@@ -376,7 +378,7 @@ def test_a_secondary_cannot_stop_the_primary_by_a_report(
     attack = Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2")))
     attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, **changed)))
     attack.to_primary(b"the last word")
-    wait_for(
+    wait_told(
         lambda: attack.refused("st1", "malformed"),
         lambda: attack.counts(cluster.primary, "malformed"),
         SOON_S,
@@ -449,7 +451,7 @@ def test_a_fork_of_the_log_needs_a_full_synchronization(attack: Attack) -> None:
     """TRAPS 34: signed by the primary's key, but not the history that this node has applied."""
     node = attack.cluster.nodes["st2"]
     attack.to_nodes(attack.batch(previous=message_hash(b"another history")))
-    wait_for(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)
+    wait_told(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)
     assert f"sequence {node.sequence()}" in node.status()["reason"]
     assert node.rows("SELECT id FROM unit") == [(1,)]
 
@@ -458,8 +460,8 @@ def test_a_skipped_sequence_is_never_applied(attack: Attack) -> None:
     """TRAPS 10, 34: fast-forward; what is in between arrives, and then the histories differ."""
     node, primary = attack.cluster.nodes["st2"], attack.cluster.primary
     attack.to_nodes(attack.batch(sequence=primary.sequence() + 2, previous=message_hash(b"another history")))
-    wait_for(lambda: node.status()["behind"] == 2, lambda: f"{node.status()}", SOON_S)
+    wait_told(lambda: node.status()["behind"] == 2, lambda: f"{node.status()}", SOON_S)
     assert node.rows("SELECT id FROM unit") == [(1,)]
     primary.execute("INSERT INTO unit VALUES (2, 'two', NULL)")
-    wait_for(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)
+    wait_told(lambda: node.status()["state"] == "needs_full_sync", lambda: f"{node.status()}", SOON_S)
     assert (666,) not in node.rows("SELECT id FROM unit")

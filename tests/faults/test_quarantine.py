@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import wait_running
+from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
@@ -19,23 +19,12 @@ def listed(node: Node) -> list[dict[str, Any]]:
 
 
 def wait_quarantined(node: Node, number: int) -> list[dict[str, Any]]:
-    wait_for(
+    wait_told(
         lambda: node.rows("SELECT count(*) FROM stsync_quarantine")[0][0] == number,
         lambda: f"{number} quarantined changes on {node.name}, now {listed(node)[:3]}",
         20,
     )
     return listed(node)
-
-
-def wait_arrived(cluster: Cluster) -> None:
-    """Positions are equal; rows need not be."""
-    wait_for(
-        lambda: (
-            not cluster.primary.rows("SELECT 1 FROM stsync_outbox")
-            and all(node.sequence() == cluster.primary.sequence() for node in cluster.secondaries)
-        ),
-        "every node at the primary's sequence",
-    )
 
 
 def behind_one(cluster: Cluster) -> Node:
@@ -73,7 +62,7 @@ def test_status_of_both_nodes_and_show_tell_of_it(cluster: Cluster) -> None:
     (entry,) = wait_quarantined(node, 1)
     assert "unique" in entry["reason"].lower() or "duplicate" in entry["reason"].lower()
     wait_for(lambda: node.status()["quarantined"] == 1, "the secondary's own status")
-    wait_for(
+    wait_told(
         lambda: [one["quarantined"] for one in primary.status()["nodes"]] == [1, 0],
         lambda: f"the primary's status: {primary.status()}",
     )
@@ -199,7 +188,7 @@ def test_a_missing_column_is_quarantined_and_healed(cluster: Cluster) -> None:
     wait_quarantined(node, 2)
     assert node.rows("SELECT name FROM unit") == [("goes on",)]
     node.execute("ALTER TABLE account RENAME COLUMN remark TO note")
-    wait_for(lambda: node.command("quarantine", "retry").returncode == 0, lambda: f"{listed(node)}")
+    wait_told(lambda: node.command("quarantine", "retry").returncode == 0, lambda: f"{listed(node)}")
     assert node.rows("SELECT id, note FROM account ORDER BY id") == [(1, "n"), (2, "n")]
 
 

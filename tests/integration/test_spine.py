@@ -1,5 +1,6 @@
 """A committed change on the primary arrives on every secondary, once, in order, whole transactions only."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from publisher import capture
+from tests.conftest import NewDatabase
 from tests.harness import Cluster, Node, transaction, wait_for
+from tests.integration.conftest import SCHEMA
 
 
 def test_every_kind_of_change_arrives(cluster: Cluster) -> None:
@@ -211,3 +215,34 @@ def _peak_kib(node: Node) -> int:
     assert node.process is not None
     with Path(f"/proc/{node.process.pid}/status").open() as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_there_is_one_relay_in_a_cluster(cluster: Cluster, new_database: NewDatabase, tmp_path: Path) -> None:
+    """A second primary (a copied machine, say) gets no word in: the lock at the broker is taken, its changes stay with it."""
+    cluster.primary.execute("INSERT INTO unit VALUES (1, 'ours', NULL)")
+    cluster.wait_equal()
+    home = tmp_path / "impostor"
+    shutil.copytree(cluster.primary.home, home)
+    url = new_database("sqlite")
+    config = (
+        cluster.primary.config.read_text()
+        .replace(cluster.primary.url, url)
+        .replace("../pki", str(cluster.primary.home.parent / "pki"))
+    )
+    impostor = Node("st1", home, url)
+    impostor.config.write_text(config.replace(str(cluster.primary.home), str(home)))
+    (home / "log").unlink(missing_ok=True)
+    impostor.execute(*SCHEMA)
+    capture.install(impostor.database, impostor.settings)
+    impostor.execute("INSERT INTO unit VALUES (7, 'theirs', NULL)")
+    impostor.start()
+    try:
+        wait_for(lambda: '"state": "locked"' in impostor.log, "the lock to be refused")
+        wait_for(lambda: impostor.sequence() == 1, "the impostor's change in its own journal")
+        cluster.primary.execute("INSERT INTO unit VALUES (2, 'ours too', NULL)")
+        cluster.wait_equal()
+        assert cluster.secondaries[0].rows("SELECT id FROM unit ORDER BY id") == [(1,), (2,)]
+        assert cluster.nodes["st2"].status()["refused"] == {}
+    finally:
+        impostor.close()

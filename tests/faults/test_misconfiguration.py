@@ -1,0 +1,284 @@
+"""A mistake of the administrator's is told in one sentence that names the place and the remedy, with its exit code."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from common.trust.pki import init_cluster, issue_node
+from deploy.servers import PrivateRabbitMQ
+from deploy.servers.ports import Ports
+from tests.conftest import NewDatabase
+from tests.faults.conftest import wait_running, wait_told
+from tests.harness import Node
+from tests.integration.conftest import SCHEMA, MakeCluster
+
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def node(new_cluster: MakeCluster) -> Node:
+    """A secondary that could run, were it not for the mistake of the test."""
+    return new_cluster("sqlite", nodes=("st1", "st2")).nodes["st2"]
+
+
+def change(node: Node, old: str, new: str) -> None:
+    text = node.config.read_text()
+    assert old in text
+    node.config.write_text(text.replace(old, new))
+
+
+def expect(done: Done, code: int, *words: str, secrets: tuple[str, ...] = ()) -> str:
+    """The exit code, one sentence on stderr that holds these words, no trace, no secret."""
+    output = done.stdout + done.stderr
+    told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert done.returncode == code, output
+    assert len(told) == 1, output
+    assert told[0].startswith("stsync: "), output
+    for word in words:
+        assert word in told[0]
+    assert "Traceback" not in output
+    for secret in secrets:
+        assert secret not in output
+    return told[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[broker]", "[broker", ("TOML", "line")),
+        ("retry_max_s", "retry_maximum_s", ("broker.retry_maximum_s", "unknown key")),
+        ("retry_max_s = 1.0", "retry_max_s = -1", ("broker.retry_max_s", "greater than 0")),
+        ("retry_max_s = 1.0", 'queue_type = "quick"', ("broker.queue_type", "quorum")),
+        ("[database]\nurl", "[database]\nuri", ("database.url: missing", "database.uri: unknown key")),
+        ('[node]\nname = "st2"', '[node]\nname = "st7"', ("st7", "roster", "st1, st2")),
+        ('[cluster]\nname = "mft"', '[cluster]\nname = "m f t"', ("cluster.name",)),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "status", "install"])
+def test_faulty_settings(node: Node, command: str, old: str, new: str, words: tuple[str, ...]) -> None:
+    """STYLE 12: file and key."""
+    change(node, old, new)
+    expect(node.command(command), 2, str(node.config), *words)
+
+
+def test_a_missing_settings_file(node: Node) -> None:
+    """STYLE 12."""
+    node.config.unlink()
+    expect(node.command("run"), 2, str(node.config), "no such file", "--config")
+
+
+def test_an_override_that_cannot_be_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STYLE 12: the environment is named, and not what stands in it."""
+    monkeypatch.setenv("STSYNC_BROKER__URLS", "hunter2")
+    expect(node.command("status"), 2, "STSYNC_", secrets=("hunter2",))
+
+
+def garbage(pki: Path) -> None:
+    (pki / "st2.key").write_text("no key at all")
+
+
+def missing(pki: Path) -> None:
+    (pki / "st2.key").unlink()
+
+
+def directory(pki: Path) -> None:
+    (pki / "st2.key").unlink()
+    (pki / "st2.key").mkdir()
+
+
+def mismatched(pki: Path) -> None:
+    (pki / "st2.key").write_bytes((pki / "st1.key").read_bytes())
+
+
+def other_cluster_key(pki: Path) -> None:
+    init_cluster("mft", pki / "other")
+    (pki / "cluster.key").write_bytes((pki / "other/cluster.key").read_bytes())
+
+
+def anothers(pki: Path) -> None:
+    for end in ("key", "pem"):
+        (pki / f"st2.{end}").write_bytes((pki / f"st1.{end}").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("mistake", "file", "word"),
+    [
+        (garbage, "st2.key", ""),
+        (missing, "st2.key", ""),
+        (directory, "st2.key", ""),
+        (mismatched, "st2.pem", "does not belong"),
+        (anothers, "st2.pem", "certificate of node 'st1'"),
+        (other_cluster_key, "cluster.key", "is not the private key"),
+    ],
+)
+def test_keys_that_cannot_serve(node: Node, mistake: Callable[[Path], None], file: str, word: str) -> None:
+    """TRAPS 34: found at the start, not by other nodes."""
+    pki = node.home.parent / "pki"
+    mistake(pki)
+    expect(node.command("run"), 2, file, word)
+
+
+def test_an_expired_certificate(node: Node) -> None:
+    """TRAPS 34."""
+    pki = node.home.parent / "pki"
+    reissue(pki, "st2", datetime.now(UTC) - timedelta(days=1))
+    expect(node.command("run"), 2, "st2.pem", "expired")
+
+
+def test_a_certificate_of_another_authority(node: Node) -> None:
+    """TRAPS 34: it would be refused by every other node."""
+    pki = node.home.parent / "pki"
+    init_cluster("mft", pki / "other")
+    issue_node(pki / "other", "st2", pki / "other")
+    for end in ("key", "pem"):
+        (pki / f"st2.{end}").write_bytes((pki / f"other/st2.{end}").read_bytes())
+    expect(node.command("run"), 2, "st2.pem", "trust.authorities")
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("command", ["run", "status", "install"])
+def test_a_wrong_database_password(new_cluster: MakeCluster, database_kind: str, command: str) -> None:
+    """TRAPS 29: not retried, as no time heals it."""
+    node = new_cluster(database_kind, nodes=("st1", "st2")).nodes["st2"]
+    right = re.search(r"://stsync:([^@]+)@", node.url)
+    assert right
+    change(node, right[1] + "@127", "hunter2@127")
+    expect(node.command(command), 2, "127.0.0.1:", "database.url", secrets=("hunter2", right[1]))
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
+@pytest.mark.parametrize("command", ["run", "status", "install"])
+def test_a_database_that_cannot_be_reached(node: Node, driver: str, command: str) -> None:
+    """STYLE 10."""
+    ports = Ports(1)
+    change(node, node.url, f"{driver}://stsync:hunter2@127.0.0.1:{ports.numbers[0]}/st")
+    try:
+        done = node.command(command)
+    finally:
+        ports.release()
+    expect(done, 5, f"127.0.0.1:{ports.numbers[0]}/st", "reached", secrets=("hunter2",))
+
+
+def test_an_unreachable_broker_is_waited_for(node: Node) -> None:
+    """TRAPS 25: it says so, keeps trying, and stops in order."""
+    ports = Ports(1)
+    place = f"127.0.0.1:{ports.numbers[0]}"
+    node.config.write_text(
+        re.sub(r'urls = \["[^"]*"\]', f'urls = ["amqp://stsync:hunter2@{place}/"]', node.config.read_text())
+    )
+    try:
+        node.start()
+        wait_told(lambda: place in node.log and '"state": "down"' in node.log, lambda: node.log)
+        assert node.process is not None
+        assert node.process.poll() is None
+        assert node.stop() == 0
+    finally:
+        ports.release()
+    assert "Traceback" not in node.log
+    assert "hunter2" not in node.log
+    for line in node.log.splitlines():
+        assert line.startswith("{"), line
+
+
+@pytest.mark.parametrize("name", ["st1", "st2"])
+def test_a_wrong_broker_password(new_cluster: MakeCluster, rabbitmq: PrivateRabbitMQ, name: str) -> None:
+    """TRAPS 25: no blind retry."""
+    url = rabbitmq.new_vhost().replace(rabbitmq.password, "hunter2")
+    node = new_cluster("sqlite", broker_url=url).nodes[name]
+    expect(node.command("run"), 4, f"127.0.0.1:{rabbitmq.port}", "broker.urls", secrets=("hunter2",))
+
+
+@pytest.mark.parametrize("name", ["st1", "st2"])
+def test_a_missing_virtual_host(new_cluster: MakeCluster, rabbitmq: PrivateRabbitMQ, name: str) -> None:
+    """TRAPS 25."""
+    node = new_cluster("sqlite", broker_url=rabbitmq.url("nowhere")).nodes[name]
+    expect(
+        node.command("run"),
+        4,
+        f"127.0.0.1:{rabbitmq.port}",
+        "nowhere",
+        "broker.urls",
+        secrets=(rabbitmq.password,),
+    )
+
+
+def test_a_topology_that_nobody_declared(new_cluster: MakeCluster, rabbitmq: PrivateRabbitMQ) -> None:
+    """TRAPS 18: `declare = false`, and no administrator has imported the definitions."""
+    node = new_cluster("sqlite").nodes["st2"]
+    change(node, "retry_max_s = 1.0", "retry_max_s = 1.0\ndeclare = false")
+    expect(node.command("run"), 4, f"127.0.0.1:{rabbitmq.port}", "stsync broker definitions")
+
+
+@pytest.mark.parametrize(
+    "command", [["run"], ["status"], ["status", "--json"], ["quarantine", "list"], ["quarantine", "retry"]]
+)
+def test_not_installed(
+    new_cluster: MakeCluster, database_kind: str, new_database: NewDatabase, command: list[str]
+) -> None:
+    """INTERFACE: 2, on every database."""
+    node = new_cluster("sqlite", nodes=("st1",)).nodes["st1"]
+    change(node, node.url, new_database(database_kind))
+    expect(node.command(*command), 2, "stsync install")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nosuch", ("nosuch", "does not exist")),
+        ("keyless", ("keyless", "primary key")),
+        ("account skip=note", ("skip", "where, exclude, requires")),
+        ("account exclude=nosuch", ("account", "nosuch")),
+        ('param where="islocal = 0', ("quote",)),
+    ],
+)
+@pytest.mark.parametrize("command", ["install", "run"])
+def test_a_faulty_list(new_cluster: MakeCluster, command: str, line: str, words: tuple[str, ...]) -> None:
+    """TRAPS 4: FILE:LINE: reason."""
+    cluster = new_cluster("sqlite", nodes=("st1", "st2"), schema=(*SCHEMA, "CREATE TABLE keyless (a INT)"))
+    node = cluster.nodes["st2"]
+    path = node.home / "conf/sync_tables.conf"
+    path.write_text(f"# the tables\nunit\n{line}\n")
+    expect(node.command(command), 2, f"stsync: {path}:3: ", *words)
+
+
+def test_a_second_service_on_one_database(new_cluster: MakeCluster, database_kind: str) -> None:
+    """INTERFACE: refused, 3; the first goes on."""
+    node = new_cluster(database_kind, nodes=("st1", "st2")).nodes["st2"]
+    node.start()
+    wait_running(node)
+    expect(node.command("run"), 3, "another `stsync run`", "stop it first")
+    wait_running(node)
+    assert node.stop() == 0
+
+
+def test_the_database_of_another_node(new_cluster: MakeCluster) -> None:
+    """A copied settings file or a cloned database."""
+    cluster = new_cluster("sqlite", nodes=("st1", "st2"))
+    node = cluster.nodes["st2"]
+    change(node, node.url, cluster.primary.url)
+    for command in ("run", "status", "install"):
+        expect(node.command(command), 2, "'st1'", "'st2'", "database.url", "node.name")
+
+
+def reissue(pki: Path, node: str, end: datetime) -> None:
+    """The node's certificate once more, with another end."""
+    issued = x509.load_pem_x509_certificate((pki / f"{node}.pem").read_bytes())
+    key = load_pem_private_key((pki / "ca.key").read_bytes(), None)
+    draft = (
+        x509.CertificateBuilder()
+        .subject_name(issued.subject)
+        .issuer_name(issued.issuer)
+        .public_key(issued.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - timedelta(days=10))
+        .not_valid_after(end)
+    )
+    for extension in issued.extensions:
+        draft = draft.add_extension(extension.value, extension.critical)
+    (pki / f"{node}.pem").write_bytes(draft.sign(key, None).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
