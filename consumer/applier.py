@@ -28,7 +28,6 @@ CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _SAVE_HEARD_S = 3.0
 _GRACE_S = 0.3
-_RESTORED_AFTER = 3  # heartbeats in a row that are behind what this node has
 
 
 class Applier:
@@ -55,7 +54,7 @@ class Applier:
         self._replayer: tuple[int, Replayer] | None = None
         self._head = (1, 0)
         self._beat = 0
-        self._behind_us = 0
+        self._at_last_beat = 0
         self._heard: float | None = None
         self._saved_heard = 0.0
         self._progress = time.monotonic()
@@ -163,16 +162,15 @@ class Applier:
         self._heard = time.monotonic()
         self._head = max(self._head, (message.header.epoch, beat.sequence))
         position = self._position
-        self._behind_us = self._behind_us + 1 if beat.sequence < position.sequence else 0
-        if self._behind_us >= _RESTORED_AFTER or (
-            position.sequence and beat.sequence == position.sequence and beat.hash != position.hash
-        ):
+        before, self._at_last_beat = self._at_last_beat, position.sequence
+        restored = beat.sequence < before  # what this node had at the last heartbeat, the primary must have by this one
+        if restored or (position.sequence and beat.sequence == position.sequence and beat.hash != position.hash):
             raise NeedsFullSync(
                 f"the primary stands at sequence {beat.sequence} of a history that is not this node's, which is at "
                 f"{position.sequence}; was the primary's database restored from a backup?"
             )
-        first = beat.journal_first or beat.sequence + 1
-        if self._needs is None and position.sequence < beat.sequence and position.sequence + 1 < first:
+        first, here = beat.journal_first or beat.sequence + 1, self._assembly.position.sequence
+        if self._needs is None and here < beat.sequence and here + 1 < first:
             raise NeedsFullSync(self._past_retention(first))
 
     def _past_retention(self, first: int) -> str:

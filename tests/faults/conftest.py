@@ -1,6 +1,7 @@
 """The clusters of the integration tests, for faults: a running one on each database, or one that a test starts itself."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_
 def wait_running(*nodes: Node) -> None:
     """Until the last start of each node's service consumes from the broker."""
     for node in nodes:
-        wait_told(
-            lambda node=node: _runs(node), lambda node=node: f"{node.name} consumes\n{node.log[-3000:]}"
-        )
+        wait_told(partial(_runs, node), partial(_last_words, node))
+
+
+def _last_words(node: Node) -> str:
+    return f"{node.name} consumes\n{node.log[-3000:]}"
 
 
 def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:

@@ -52,13 +52,13 @@ class Attack:
 
     def batch(self, node: str = "st1", **changed: Any) -> bytes:
         """A batch that would be the next one."""
-        wanted = {
+        wanted: dict[str, Any] = {
             "epoch": 1,
             "sequence": self.cluster.primary.sequence() + 1,
             "previous": self.head_hash,
         } | changed
-        writer = wanted.pop("writer", None) or self.writer(node)
-        return bytes(writer.write(MessageKind.BATCH, FORGED, **wanted))
+        writer: Writer = wanted.pop("writer", None) or self.writer(node)
+        return writer.write(MessageKind.BATCH, FORGED, **wanted)
 
     @property
     def head_hash(self) -> bytes:

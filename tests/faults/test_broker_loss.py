@@ -1,0 +1,237 @@
+"""Whatever the broker loses or does not do, writers on the primary do not notice, and every gap heals from the journal."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pika
+import pytest
+
+from common.topology import Topology
+from deploy.servers import PrivateRabbitMQ
+from tests.faults.conftest import wait_arrived, wait_running, wait_told
+from tests.harness import Cluster, Node, wait_for
+from tests.integration.conftest import MakeCluster
+
+SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
+TOPOLOGY = Topology("mft", ("st1", "st2", "st3"))
+SMALL_JOURNAL = "[journal]\nmax_bytes = 65536\nprune_every_s = 0.2\n"
+
+
+@pytest.fixture(scope="module")
+def broker(servers_root: Path) -> Iterator[PrivateRabbitMQ]:
+    """A broker of this module's own, which may be stopped and wiped."""
+    with PrivateRabbitMQ(servers_root / "rabbitmq-lost", fast=True) as server:
+        yield server
+
+
+def saves(node: Node, first: int, count: int) -> float:
+    """So many transactions; the median of a save's seconds."""
+    took = []
+    for number in range(first, first + count):
+        began = time.monotonic()
+        node.execute(f"INSERT INTO unit VALUES ({number}, 'unit {number}', NULL)")
+        took.append(time.monotonic() - began)
+    return median(took)
+
+
+def started(cluster: Cluster) -> Cluster:
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    until = time.monotonic() + SETTLE_S
+    wait_for(lambda: time.monotonic() > until, "queues that the broker keeps")
+    return cluster
+
+
+def drained(node: Node) -> bool:
+    return not node.rows("SELECT 1 FROM stsync_outbox")
+
+
+def test_writers_do_not_notice_that_the_broker_is_away(
+    new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str
+) -> None:
+    """TRAPS 8, 11: what they save goes into the journal, and on from there when the broker is back."""
+    cluster = started(new_cluster(database_kind, broker_url=broker.new_vhost()))
+    primary = cluster.primary
+    before = saves(primary, 0, 60)
+    cluster.wait_equal()
+    broker.stop()
+    try:
+        meanwhile = saves(primary, 1000, 200)
+        wait_for(lambda: drained(primary), "the outbox drained into the journal", 20)
+        assert meanwhile < max(3 * before, 0.05)
+        status = primary.status()
+        assert (status["sequence"], status["outbox"]) == (status["journal"]["last"], 0)
+        assert status["published"] < status["sequence"]
+    finally:
+        broker.start()
+    cluster.wait_equal()
+    wait_told(lambda: primary.command("status").returncode == 0, primary.status)
+
+
+def test_a_dead_secondary_concerns_nobody_else(cluster: Cluster) -> None:
+    """TRAPS 12: for two thousand changes; then it catches up."""
+    primary, dead, other = cluster.primary, cluster.nodes["st2"], cluster.nodes["st3"]
+    before = saves(primary, 0, 60)
+    cluster.wait_equal()
+    dead.kill()
+    meanwhile = saves(primary, 1000, 2000)
+    wait_told(
+        lambda: drained(primary) and other.sequence() == primary.sequence(),
+        lambda: (other.sequence(), other.log[-2000:]),
+    )
+    assert meanwhile < max(3 * before, 0.05)
+    wait_for(
+        lambda: [one["state"] for one in primary.status()["nodes"]] == ["offline", "in_sync"], "st2 offline"
+    )
+    assert primary.command("status").returncode == 1
+    dead.start()
+    cluster.wait_equal()
+
+
+def delete(channel: Any) -> None:
+    channel.queue_delete(TOPOLOGY.node_queue("st2"))
+
+
+def purge(channel: Any) -> None:
+    channel.queue_purge(TOPOLOGY.node_queue("st2"))
+
+
+def unbind(channel: Any) -> None:
+    for exchange, key in ((TOPOLOGY.events_exchange, ""), (TOPOLOGY.direct_exchange, "st2")):
+        channel.queue_unbind(TOPOLOGY.node_queue("st2"), exchange, key)
+
+
+def do(url: str, what: Callable[[Any], None]) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        what(connection.channel())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("loss", [purge, delete, unbind])
+@pytest.mark.parametrize("more", [True, False], ids=["next batch", "heartbeat"])
+def test_a_queue_that_lost_messages_heals(
+    new_cluster: MakeCluster, vhost_url: str, database_kind: str, loss: Callable[[Any], None], more: bool
+) -> None:
+    """TRAPS 9, 10, 11, 18: the gap is seen at the next batch, or where none comes by the heartbeat."""
+    cluster = new_cluster(database_kind, broker_url=vhost_url)
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    primary, node, other = cluster.primary, cluster.nodes["st2"], cluster.nodes["st3"]
+    saves(primary, 0, 5)
+    cluster.wait_equal()
+    node.kill()
+    if loss is unbind:
+        do(vhost_url, loss)
+    saves(primary, 100, 20)
+    wait_for(lambda: drained(primary) and other.sequence() == primary.sequence(), "the changes published")
+    if loss is not unbind:
+        do(vhost_url, loss)
+    node.start()
+    if more:
+        saves(primary, 200, 1)
+    cluster.wait_equal(30)
+    assert sum(node.status()["refused"].values()) == 0
+
+
+@pytest.mark.parametrize("loss", [purge, delete, unbind])
+def test_a_queue_that_loses_messages_while_in_use_heals(
+    new_cluster: MakeCluster, vhost_url: str, loss: Callable[[Any], None]
+) -> None:
+    """TRAPS 9, 11, 18: whoever hears nothing any more must find out why."""
+    cluster = new_cluster("sqlite", broker_url=vhost_url, nodes=("st1", "st2"))
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    saves(cluster.primary, 0, 5)
+    cluster.wait_equal()
+    do(vhost_url, loss)
+    saves(cluster.primary, 100, 5)
+    cluster.wait_equal(45)
+
+
+def test_a_wiped_broker_heals(new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str) -> None:
+    """TRAPS 11, DESIGN 9: everything in it is lost, while changes go on."""
+    cluster = started(new_cluster(database_kind, broker_url=broker.url()))
+    saves(cluster.primary, 0, 20)
+    cluster.wait_equal()
+    cluster.nodes["st3"].kill()
+    saves(cluster.primary, 100, 20)
+    broker.stop()
+    shutil.rmtree(broker.directory / "mnesia")
+    broker.owner.make(broker.directory / "mnesia")
+    saves(cluster.primary, 200, 20)
+    cluster.nodes["st3"].start()
+    broker.start()
+    cluster.wait_equal()
+    saves(cluster.primary, 300, 5)
+    cluster.wait_equal()
+    for node in cluster.nodes.values():
+        assert node.process is not None
+        assert node.process.poll() is None
+
+
+def test_past_retention_a_full_synchronization_is_needed(
+    new_cluster: MakeCluster, vhost_url: str, database_kind: str
+) -> None:
+    """TRAPS 12: said by both nodes with the sequences, also after a restart; the others are not concerned."""
+    cluster = new_cluster(database_kind, broker_url=vhost_url, settings=SMALL_JOURNAL)
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    primary, node, other = cluster.primary, cluster.nodes["st2"], cluster.nodes["st3"]
+    saves(primary, 0, 3)
+    cluster.wait_equal()
+    stood = node.sequence()
+    node.kill()
+    for number in range(60):
+        note = (
+            "".join(chr(33 + (number * 7 + place * place) % 90) for place in range(8000))
+            .replace("'", "")
+            .replace(":", "")
+        )
+        primary.execute(f"INSERT INTO account VALUES ({number}, 'a{number}', NULL, '{note}', NULL)")
+        wait_for(lambda: drained(primary), "a change set of its own")
+    wait_for(lambda: primary.status()["journal"]["first"] > stood + 1, "the journal pruned")
+    wait_for(lambda: other.sequence() == primary.sequence(), "the other one")
+    do(vhost_url, purge)
+    node.start()
+    wait_told(lambda: node.status()["state"] == "needs_full_sync", node.status)
+    wait_told(lambda: primary.status()["nodes"][0]["state"] == "needs_full_sync", primary.status)
+    for reason in (node.status()["reason"], primary.status()["nodes"][0]["reason"]):
+        assert f"sequence {stood}" in reason
+        assert "journal begins at" in reason
+    assert node.sequence() == stood
+    assert node.stop() == 0
+    node.start()
+    wait_running(node)
+    saves(primary, 100, 3)
+    wait_for(lambda: drained(primary) and other.sequence() == primary.sequence(), "the other one goes on")
+    assert node.status()["state"] == "needs_full_sync"
+    assert primary.status()["nodes"][1]["state"] == "in_sync"
+    assert json.loads(primary.command("status", "--json").stdout)["nodes"][1]["behind"] == 0
+
+
+def test_what_stands_in_the_queue_serves_a_node_past_the_journals_retention(
+    new_cluster: MakeCluster, vhost_url: str
+) -> None:
+    """TRAPS 11, 12: the journal is pruned, but the node's queue has everything: no full synchronization."""
+    cluster = new_cluster("sqlite", broker_url=vhost_url, settings=SMALL_JOURNAL, nodes=("st1", "st2"))
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    saves(primary, 0, 3)
+    cluster.wait_equal()
+    stood = node.sequence()
+    node.kill()
+    for number in range(150):
+        primary.execute(f"INSERT INTO unit VALUES ({100 + number}, 'unit {number}', NULL)")
+        wait_for(lambda: drained(primary), "a change set of its own")
+    wait_for(lambda: primary.status()["journal"]["first"] > stood + 1, "the journal pruned")
+    node.start()
+    wait_arrived(cluster, 30)
+    assert cluster.differences() == []
