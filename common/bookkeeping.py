@@ -96,6 +96,7 @@ node = Table(
     Column("lag_ms", Float),
     Column("numbered", BigInteger, nullable=False),
     Column("heard_ms", BigInteger, nullable=False),
+    Column("heard_number", BigInteger, nullable=False),
     Column("installed_ms", BigInteger, nullable=False),
     _name("version", nullable=False),
     Column("last_full_sync_ms", BigInteger),

@@ -113,6 +113,11 @@ def _listed(
             raise Misconfigured(f"{where}: table {table.name} has no column {name} to exclude")
         if column.name in table.key:
             raise Misconfigured(f"{where}: column {column.name} is part of the key of {table.name} and cannot be excluded")
+        if column.required and not column.generated:
+            raise Misconfigured(
+                f"{where}: column {column.name} of {table.name} is NOT NULL and has no default, so that no other node could insert "
+                "a row without it; give it a default or do not exclude it"
+            )
         exclude.add(column.name)
     requires = set()
     for name in rule.requires:

@@ -51,6 +51,7 @@ class NodeState:
     reason: str | None
     lag_ms: float | None
     heard_ms: int
+    heard_number: int
     last_full_sync_ms: int | None
 
 
@@ -98,6 +99,7 @@ def _state(row: Any) -> NodeState:
         reason=row["reason"],
         lag_ms=row["lag_ms"],
         heard_ms=row["heard_ms"],
+        heard_number=row["heard_number"],
         last_full_sync_ms=row["last_full_sync_ms"],
     )
 

@@ -12,6 +12,7 @@ class Column:
     name: str
     type: str
     generated: bool = False
+    required: bool = False  # NOT NULL without a default: an insert must name it
 
 
 @dataclass(frozen=True)

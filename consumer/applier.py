@@ -26,7 +26,6 @@ from consumer.standing import Standing
 
 CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
-_SAVE_HEARD_S = 3.0
 _GRACE_S = 0.3
 
 
@@ -56,7 +55,7 @@ class Applier:
         self._beat = 0
         self._at_last_beat = 0
         self._heard: float | None = None
-        self._saved_heard = 0.0
+        self._saved_beat = 0
         self._progress = time.monotonic()
         self._asked = (0, 0, 0.0)
         self._quarantined = 0
@@ -74,6 +73,7 @@ class Applier:
         self._position = state.position
         self._assembly.reset(state.position)
         self._head = max(self._head, state.head)
+        self._beat = max(self._beat, state.heard_number)
         self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
@@ -244,18 +244,22 @@ class Applier:
             self._ask_if_missing(now)
         if self._quarantined:
             self._retry(connection, now)
-        if self._heard is not None and now - self._saved_heard > _SAVE_HEARD_S:
-            self._saved_heard = now
-            age_ms = int((now - self._heard) * 1000)
-            nodestate.save(
-                connection,
-                heard_ms=nodestate.now_ms() - age_ms,
-                head_epoch=self._head[0],
-                head_sequence=self._head[1],
-                state=State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP,
-                reason=self._needs or self._stuck,
-            )
-            connection.commit()
+        if self._heard is not None and self._beat != self._saved_beat:
+            self._save_heard(connection, now - self._heard)
+
+    def _save_heard(self, connection: Connection, age_s: float) -> None:
+        """Each heartbeat's number is kept, so that an older one is known as such after a restart too (TRAPS 34)."""
+        nodestate.save(
+            connection,
+            heard_ms=nodestate.now_ms() - int(age_s * 1000),
+            heard_number=self._beat,
+            head_epoch=self._head[0],
+            head_sequence=self._head[1],
+            state=State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP,
+            reason=self._needs or self._stuck,
+        )
+        connection.commit()
+        self._saved_beat = self._beat
 
     def _ask_if_missing(self, now: float) -> None:
         first = self._assembly.position.sequence + 1

@@ -132,6 +132,7 @@ def _register_node(connection: Connection, settings: Settings) -> None:
             state=State.CATCHING_UP,
             numbered=0,
             heard_ms=0,
+            heard_number=0,
             installed_ms=now_ms(),
             version=__version__,
         )

@@ -23,7 +23,8 @@ SELECT TABLE_NAME FROM information_schema.TABLES
 WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' AND TABLE_NAME NOT LIKE 'stsync\\\\_%%'
 """
 _COLUMNS_SQL = """
-SELECT TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, COLLATION_NAME, GENERATION_EXPRESSION IS NOT NULL
+SELECT TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, COLLATION_NAME, GENERATION_EXPRESSION IS NOT NULL,
+       IS_NULLABLE = 'NO' AND COLUMN_DEFAULT IS NULL AND EXTRA NOT LIKE '%%auto_increment%%'
 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() ORDER BY TABLE_NAME, ORDINAL_POSITION
 """
 _KEYS_SQL = """
@@ -203,9 +204,9 @@ class Mariadb:
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
         columns: dict[str, list[Column]] = {}
-        for table, name, kind, charset, collation, generated in connection.exec_driver_sql(_COLUMNS_SQL):
+        for table, name, kind, charset, collation, generated, required in connection.exec_driver_sql(_COLUMNS_SQL):
             full = f"{kind} CHARACTER SET {charset} COLLATE {collation}" if charset else kind
-            columns.setdefault(table, []).append(Column(name, full, bool(generated)))
+            columns.setdefault(table, []).append(Column(name, full, bool(generated), bool(required)))
         keys: dict[str, list[str]] = {}
         for table, name in connection.exec_driver_sql(_KEYS_SQL):
             keys.setdefault(table, []).append(name)

@@ -41,7 +41,8 @@ FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relk
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
 _COLUMNS_SQL = """
-SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> ''
+SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> '',
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
  JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
@@ -192,8 +193,8 @@ class Postgresql:
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
         columns: dict[int, list[Column]] = {}
-        for oid, name, kind, generated in connection.exec_driver_sql(_COLUMNS_SQL):
-            columns.setdefault(oid, []).append(Column(name, kind, bool(generated)))
+        for oid, name, kind, generated, required in connection.exec_driver_sql(_COLUMNS_SQL):
+            columns.setdefault(oid, []).append(Column(name, kind, bool(generated), bool(required)))
         rows = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
             Table(name, tuple(columns.get(oid, ())), tuple(key or ()), frozenset(parents or ()))

@@ -28,7 +28,23 @@ from common.schema import Column, ListedTable, Table
 
 READ_ONLY = "stsync_read"
 _BUSY_TIMEOUT_S = 30.0
-_AWAY = ("locked", "busy", "disk", "unable to open", "readonly", "malformed", "not a database", "closed")
+# Result codes that say that the database, not the change, is the trouble.
+_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
 
 
 def quote(name: str) -> str:
@@ -284,19 +300,19 @@ class Sqlite:
         connection.exec_driver_sql("DELETE FROM stsync_replaying")
 
     def translate(self, exc: BaseException) -> StsyncError:
-        """See ReplayDialect: SQLite tells by class and text."""
-        message = str(exc)
-        if isinstance(exc, sqlite3.OperationalError) and any(word in message for word in _AWAY):
-            return Unavailable(f"the database: {message}")
-        if isinstance(exc, sqlite3.DatabaseError) and not any(word in message for word in _AWAY):
-            return NotApplicable(message)
-        return Unavailable(f"the database: {message}")
+        """See ReplayDialect: by result code."""
+        code = getattr(exc, "sqlite_errorcode", None)
+        if code is None or code & 0xFF in _AWAY:
+            return Unavailable(f"the database: {exc}")
+        return NotApplicable(str(exc))
 
 
 def _describe(connection: Connection, name: str) -> Table:
     columns, keys = [], []
-    for _, column, kind, _, _, key, hidden in connection.exec_driver_sql(f"PRAGMA table_xinfo({quote(name)})").all():
-        columns.append(Column(column, kind or "", hidden in (2, 3)))
+    for _, column, kind, notnull, default, key, hidden in connection.exec_driver_sql(
+        f"PRAGMA table_xinfo({quote(name)})"
+    ).all():
+        columns.append(Column(column, kind or "", hidden in (2, 3), bool(notnull) and default is None))
         if key:
             keys.append((key, column))
     parents = {row[2] for row in connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(name)})").all()}

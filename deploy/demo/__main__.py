@@ -11,7 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from deploy.demo import keeping, report
-from deploy.demo.cluster import STSYNC, Cluster
+from deploy.demo.broker import STSYNC
+from deploy.demo.cluster import Cluster
 from deploy.demo.compare import compare
 from deploy.demo.databases import KINDS
 from deploy.demo.errors import DemoError
@@ -19,12 +20,13 @@ from deploy.demo.steps import Measured, keep_local, local_values, run_steps
 from deploy.servers import ServerError
 
 _SETTLE_SECONDS = 60.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     """Run it; 0 when every node is equal, 1 when not, 2 on a wrong option, 130 and 143 when interrupted."""
     options = _options()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, _end)
     root = Path(tempfile.mkdtemp(prefix="stsync-demo-"))
     root.chmod(0o711)  # servers that drop their rights must pass
@@ -35,9 +37,6 @@ def main() -> None:
         code = 0
     except (DemoError, ServerError) as exc:
         sys.stderr.write(f"demo: {exc}\n")
-    except KeyboardInterrupt:
-        sys.stderr.write("demo: interrupted\n")
-        code = 130
     finally:
         if not kept:
             shutil.rmtree(root, ignore_errors=True)
@@ -92,8 +91,9 @@ def _options() -> argparse.Namespace:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     """Leave in order: what was started is stopped on the way out, undisturbed by a second signal."""
-    for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for one in _ENDING:
         signal.signal(one, signal.SIG_IGN)
+    sys.stderr.write("demo: interrupted; stopping what was started\n")
     sys.exit(128 + number)
 
 

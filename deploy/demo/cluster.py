@@ -6,7 +6,6 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from deploy.servers import PrivateMariaDB, PrivatePostgreSQL, PrivateRabbitMQ
 from deploy.servers.base import PrivateServer
 from deploy.servers.processes import Child, Owner, tail
 
-STSYNC = Path(sys.executable).with_name("stsync")
 NAMES = ("st1", "st2", "st3")
 UP_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -96,15 +94,10 @@ class Cluster:
             service.stop(signal.SIGTERM, _STOP_SECONDS)
         try:
             if self.lent_broker and services:
-                self.clean_broker()
+                broker.remove(self.primary.settings)
         finally:
             for server in reversed(self.servers):
                 server.close()
-
-    def clean_broker(self) -> None:
-        """Remove the demo's queues and exchanges from a broker that was named."""
-        if self._broker_url is not None:
-            broker.remove(self._broker_url, self.stsync("broker", "definitions", "--config", str(self.primary.settings)))
 
     def start_servers(self) -> None:
         """The broker, unless one was named, and the database server, unless it is SQLite."""
@@ -112,6 +105,8 @@ class Cluster:
             server = PrivateRabbitMQ(self.root / "rabbitmq", keep=self.keep)
             self.servers.append(server)
             self._broker_url = server.start().url()
+        else:
+            broker.check(self._broker_url)
         make = self._databases()
         for name in NAMES:
             folder = self.root / name
@@ -138,7 +133,7 @@ class Cluster:
         """`stsync run` on every node; returns when the primary reports every secondary in sync."""
         me = Owner(os.geteuid(), os.getegid(), switch=False)
         for node in self.nodes:
-            words = [str(STSYNC), "run", "--config", str(node.settings)]
+            words = [str(broker.STSYNC), "run", "--config", str(node.settings)]
             node.service = Child(words, me, _environment(), self.root, node.log, None if self.keep else "TERM")
         self.wait_in_sync(UP_SECONDS)
 
@@ -166,7 +161,7 @@ class Cluster:
         """Run a command of stsync and return what it printed."""
         try:
             done = subprocess.run(
-                [str(STSYNC), *words],
+                [str(broker.STSYNC), *words],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

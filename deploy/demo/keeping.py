@@ -4,7 +4,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from deploy.demo.cluster import STSYNC, Cluster
+from deploy.demo.broker import STSYNC
+from deploy.demo.cluster import Cluster
 
 _PROJECT = Path(__file__).parents[2]
 _STOP = """#!/usr/bin/env bash
@@ -60,6 +61,9 @@ def _endings(cluster: Cluster) -> list[str]:
     for server in reversed(cluster.servers):
         name = server.stop_signal.name.removeprefix("SIG")
         lines += [f"end {name} {pid} {_started(pid)}" for pid in server.pids]
+    if cluster.lent_broker:
+        words = [sys.executable, "-m", "deploy.demo.broker", str(cluster.primary.settings)]
+        lines.append(f"cd {shlex.quote(str(_PROJECT))} && {shlex.join(words)}; cd /")
     return lines
 
 

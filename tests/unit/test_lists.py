@@ -88,11 +88,13 @@ def test_names_are_matched_as_the_database_compares_them() -> None:
         ("Account\nAccount", "already in line 1"),
         ("Keyless", "no primary key"),
         ("Key*", "no primary key"),
+        ("Strict exclude=must", "NOT NULL and has no default"),
     ],
 )
 def test_what_cannot_be_synchronized_is_refused_by_name(line: str, reason: str) -> None:
     """TRAPS 4: a table without a primary key is refused, never skipped."""
-    tables = TABLES | {"Keyless": table("Keyless", key=())}
+    strict = Table("Strict", (Column("id", "int"), Column("must", "int", required=True)), ("id",))
+    tables = TABLES | {"Keyless": table("Keyless", key=()), "Strict": strict}
     with pytest.raises(Misconfigured, match=reason) as wrong:
         resolve(parse_tables(line, "f"), tables, exact, "f")
     assert str(wrong.value).startswith("f:")
