@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import zstandard
@@ -32,7 +32,15 @@ DOMAIN: Final = "stsync/v1"
 EVERYONE: Final = "*"
 MAX_MESSAGE_BYTES: Final = 12 << 20  # a RabbitMQ 4 refuses above 16 MiB (TRAPS 17); a batch is 512 KiB or so
 MAX_BODY_BYTES: Final = 16 << 20
+MAX_SENTENCE: Final = 2000
 _COMPRESS_ABOVE: Final = 200
+
+# Bounds of what a signed message may say: a number or a text that no database takes must not stop who stores it.
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Name = Annotated[str, msgspec.Meta(max_length=63)]
+Hash = Annotated[bytes, msgspec.Meta(max_length=32)]
+Sentence = Annotated[str, msgspec.Meta(max_length=MAX_SENTENCE, pattern=r"^[^\x00]*$")]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Parsed = TypeVar("Parsed", bound=msgspec.Struct)
 
 
@@ -49,16 +57,16 @@ class MessageKind(StrEnum):
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The signed, unsealed part of a message. Times are milliseconds since 1970; `expires_ms` 0 means never."""
 
-    version: int
+    version: Natural
     kind: MessageKind
-    cluster: str
-    sender: str
-    audience: str
-    epoch: int
-    sequence: int
-    previous: bytes
-    issued_ms: int
-    expires_ms: int
+    cluster: Name
+    sender: Name
+    audience: Name
+    epoch: Natural
+    sequence: Natural
+    previous: Hash
+    issued_ms: Natural
+    expires_ms: Natural
     first: bool = True
     last: bool = True
 
@@ -66,42 +74,42 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The primary lives: its head, and what its journal still has (TRAPS 9). `number` only rises within an epoch."""
 
-    number: int
-    sequence: int
-    hash: bytes
-    journal_first: int
+    number: Natural
+    sequence: Natural
+    hash: Hash
+    journal_first: Natural
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a secondary stands, said by itself. `number` only rises."""
 
-    number: int
-    state: str
-    epoch: int
-    sequence: int
-    hash: bytes
-    quarantined: int
-    lag_ms: float | None
-    last_full_sync: str | None
-    reason: str | None
-    refused: dict[str, int]
+    number: Natural
+    state: Name
+    epoch: Natural
+    sequence: Natural
+    hash: Hash
+    quarantined: Natural
+    lag_ms: Milliseconds | None
+    last_full_sync: Annotated[str, msgspec.Meta(max_length=40)] | None
+    reason: Sentence | None
+    refused: Annotated[dict[Name, Natural], msgspec.Meta(max_length=64)]
 
 
 class CatchUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A secondary asks for batches from the journal: `first` and as many as `limit` after it."""
 
-    number: int
-    first: int
-    limit: int
+    number: Natural
+    first: Natural
+    limit: Natural
 
 
 class PastRetention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The primary cannot serve a catch-up: its journal begins at `journal_first`, its head is `sequence`."""
 
-    number: int
-    asked: int
-    journal_first: int
-    sequence: int
+    number: Natural
+    asked: Natural
+    journal_first: Natural
+    sequence: Natural
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The primary's ear and voice: heartbeats out, reports and catch-up requests in (TRAPS 9, 11, 12)."""
 
+import math
 import queue
 import time
 from collections import Counter
@@ -135,6 +136,8 @@ class Control:
             )
         if message.header.kind is MessageKind.REPORT:
             report = parse_body(self._reader.open(message), Report)
+            if report.lag_ms is not None and not math.isfinite(report.lag_ms):
+                raise MessageRefused("malformed", f"a report of {sender!r} with a lag that is no number")
             self._check_number(sender, report.number)
             latest[sender] = report
         elif message.header.kind is MessageKind.CATCH_UP:

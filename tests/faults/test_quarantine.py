@@ -241,6 +241,7 @@ def test_names_that_sound_like_trouble_are_quarantined_too(
     cluster.primary.execute("INSERT INTO disk VALUES (1, 'closed')")
     wait_quarantined(node, 1)
     node.execute("DELETE FROM disk WHERE id = 900")
+    wait_quarantined(node, 0)
     cluster.wait_equal()
 
 
