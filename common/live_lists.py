@@ -47,13 +47,18 @@ class LiveLists:
         if stamp == self._seen:
             return
         self._seen = stamp
+        if self.reread():
+            self._log.info("lists_read", tables=len(self._tables))
+            self._warn_if_not_installed()
+
+    def reread(self) -> bool:
+        """Read list and schema again; where they are faulty that is reported and the former ones stay in force."""
         try:
             self.load()
         except Misconfigured as exc:
             self._log.error("lists_faulty", reason=str(exc), effect="the former lists stay in force")
-            return
-        self._log.info("lists_read", tables=len(self._tables))
-        self._warn_if_not_installed()
+            return False
+        return True
 
     def schema_differences(self) -> list[str]:
         """Names of listed tables whose schema is not what it was when their capture was installed."""

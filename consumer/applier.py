@@ -203,10 +203,10 @@ class Applier:
         replayer = self._replayer_now()
         with self._database.guard():
             failed = quarantine.whole(units, refused) if refused else replayer.apply(connection, units)
-            quarantine.add(connection, replayer, failed)
             if self._quarantined:
                 frames = (frame for unit in units for frame in unit.frames())
                 quarantine.overtaken(connection, frames, self._lists.tables)
+            quarantine.add(connection, replayer, failed)
             newest = self._assembly.ready[len(units) - 1][-1]
             after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
             lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
@@ -280,6 +280,7 @@ class Applier:
         if now - self._retried < 0.5 or not (due or quarantine.requested(connection)):
             return
         self._retried = now
+        self._lists.reread()
         done = quarantine.retry(connection, self._replayer_now())
         connection.commit()
         if done:

@@ -117,22 +117,27 @@ def discard(connection: Connection, ids: Sequence[int]) -> int:
 
 
 def overtaken(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> int:
-    """Give up quarantined changes whose row was since set or deleted by these frames, which were applied; the number.
+    """Give up quarantined changes whose row these later frames set or delete, or whose table they empty; the number.
 
-    A later change carries the whole row: applying the older one after it would bring back what is past.
+    A later change carries the whole row: applying the older one after it would bring back what is past. That holds even where
+    the later change fails itself; it is then added after this.
     """
     waiting = entries(connection)
     tables = {entry.step.table for entry in waiting}
     later: dict[tuple[str, str], list[tuple[Kind, frozenset[str]]]] = {}
+    emptied: set[str] = set()
     for frame in frames:
         table = listed.get(frame.table)
-        if frame.table in tables and table is not None and frame.kind is not Kind.TRUNCATE:
+        if frame.kind is Kind.TRUNCATE:
+            emptied.add(frame.table)
+        elif frame.table in tables and table is not None:
             for key in _keys(frame, table):
                 later.setdefault((frame.table, key), []).append((frame.kind, frozenset(frame.columns)))
     gone = [
         entry.id
         for entry in waiting
-        if any(
+        if entry.step.table in emptied
+        or any(
             kind is Kind.DELETE or columns >= frozenset(entry.step.columns)
             for kind, columns in later.get((entry.step.table, entry.key), ())
         )
