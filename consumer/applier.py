@@ -192,17 +192,41 @@ class Applier:
             if units and (batches > self._settings.replay.group_batches or size > FAST_BYTES):
                 break
             units.append(unit)
+        if len(units) > 1 and not self._try_commit(connection, units):
+            for unit in units:
+                self._commit_alone(connection, unit)
+        elif len(units) == 1:
+            self._commit_alone(connection, units[0])
+
+    def _try_commit(self, connection: Connection, units: list[Unit]) -> bool:
+        """All together; False, with nothing done, when anything failed: each then gets its own transaction, so that a later
+        change set finds in the quarantine what an earlier one left there."""
         try:
-            self._commit(connection, units)
+            return self._commit(connection, units, only_whole=True)
+        except NotApplicable:
+            connection.rollback()
+            return False
+
+    def _commit_alone(self, connection: Connection, unit: Unit) -> None:
+        try:
+            self._commit(connection, [unit])
         except NotApplicable as exc:  # a constraint that is checked at the commit only
             connection.rollback()
-            self._commit(connection, units[:1], refused=str(exc) if len(units) == 1 else None)
+            self._commit(connection, [unit], refused=str(exc))
 
-    def _commit(self, connection: Connection, units: list[Unit], refused: str | None = None) -> None:
-        """Apply these, with the position, in one transaction (TRAPS 7); `refused`: quarantine them as a whole instead."""
+    def _commit(
+        self, connection: Connection, units: list[Unit], *, refused: str | None = None, only_whole: bool = False
+    ) -> bool:
+        """Apply these, with the position, in one transaction (TRAPS 7).
+
+        `refused`: quarantine them as a whole instead. `only_whole`: roll back and say False when anything failed.
+        """
         replayer = self._replayer_now()
         with self._database.guard():
             failed = quarantine.whole(units, refused) if refused else replayer.apply(connection, units)
+            if failed and only_whole:
+                connection.rollback()
+                return False
             if self._quarantined:
                 frames = (frame for unit in units for frame in unit.frames())
                 quarantine.overtaken(connection, frames, self._lists.tables)
@@ -220,6 +244,7 @@ class Applier:
         if failed or self._quarantined:
             self._count_quarantined(connection, failed_now=len(failed))
         self._log.debug("applied", sequence=after.sequence, units=len(units))
+        return True
 
     def _unit(self, parts: tuple[Verified, ...]) -> Unit:
         limit = self._settings.replay.max_change_bytes
@@ -280,6 +305,7 @@ class Applier:
         if now - self._retried < 0.5 or not (due or quarantine.requested(connection)):
             return
         self._retried = now
+        connection.rollback()  # reading the schema takes a connection of its own
         self._lists.reread()
         done = quarantine.retry(connection, self._replayer_now())
         connection.commit()

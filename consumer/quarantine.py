@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
 from common.changes import Frame, Kind, keys_of
+from common.dialects.base import without_old_key
 from common.errors import MessageRefused
 from common.nodestate import now_ms
 from common.schema import ListedTable
@@ -133,16 +134,43 @@ def overtaken(connection: Connection, frames: Iterable[Frame], listed: Mapping[s
         elif frame.table in tables and table is not None:
             for key in _keys(frame, table):
                 later.setdefault((frame.table, key), []).append((frame.kind, frozenset(frame.columns)))
-    gone = [
-        entry.id
-        for entry in waiting
-        if entry.step.table in emptied
-        or any(
+    gone: list[int] = []
+    for entry in waiting:
+        table = listed.get(entry.step.table)
+        if entry.step.table in emptied:
+            gone.append(entry.id)
+        elif entry.step.kind is Kind.REKEY and table is not None:
+            gone += _overtaken_rekey(connection, entry, table, later)
+        elif any(
             kind is Kind.DELETE or columns >= frozenset(entry.step.columns)
             for kind, columns in later.get((entry.step.table, entry.key), ())
-        )
-    ]
+        ):
+            gone.append(entry.id)
     return discard(connection, gone)
+
+
+def _overtaken_rekey(
+    connection: Connection, entry: Entry, table: ListedTable, later: Mapping[tuple[str, str], object]
+) -> list[int]:
+    """A key update has two rows: what a later change did to the one leaves the other still to be done.
+
+    The new row set by a later change: the old one has to go all the same. The old key used anew: the new row is still due,
+    but must not be made of the row that now has the old key.
+    """
+    width = len(table.key)
+    old_key = _keys(Frame(entry.step.table, Kind.REKEY, entry.step.columns, 1, entry.step.rows), table)[0]
+    old, new = (entry.step.table, old_key) in later, (entry.step.table, entry.key) in later
+    if old and new:
+        return [entry.id]
+    if new:
+        names = orjson.dumps([column.name for column in table.key]).decode()
+        what = {"kind": Kind.DELETE.value, "columns_json": names, "key_json": old_key, "row_json": f"[{old_key}]"}
+    elif old:
+        what = {"kind": Kind.UPDATE.value, "row_json": without_old_key(entry.step.rows, width)}
+    else:
+        return []
+    connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**what))
+    return []
 
 
 def _keys(frame: Frame, table: ListedTable) -> list[str]:
