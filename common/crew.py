@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -26,10 +27,12 @@ class Crew:
         def body() -> None:
             attempt = 0
             while not self.stop.is_set():
+                began = time.monotonic()
                 try:
                     work()
-                    attempt = 0
                 except Unavailable as exc:
+                    if time.monotonic() - began > 30.0:
+                        attempt = 0
                     pause = delay_s(attempt, minimum_s=0.2, maximum_s=10.0, random=random.random)
                     self._log.warning("unavailable", thread=name, reason=str(exc), retry_in_s=round(pause, 2))
                     attempt += 1

@@ -40,22 +40,25 @@ class Database:
         try:
             with self.guard():
                 yield connection
+        except Unavailable:
+            connection.invalidate()  # it may be dead, and closing a dead one politely would fail
+            raise
         finally:
             connection.close()
 
     def open(self, *, read_only: bool = False) -> Connection:
         """A connection that its caller closes; `read_only`: every transaction on it reads one snapshot and blocks nobody."""
-        with self.guard():
+        with self.guard(connecting=True):
             engine = self.engine.execution_options(**self.dialect.read_options) if read_only else self.engine
             return engine.connect()
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Translate the drivers' and SQLAlchemy's exceptions inside."""
+    def guard(self, *, connecting: bool = False) -> Iterator[None]:
+        """Translate the drivers' and SQLAlchemy's exceptions inside; `connecting`: they tell why no connection came to be."""
         try:
             yield
         except DBAPIError as exc:
-            raise self._translate(exc.orig or exc, connecting=exc.connection_invalidated or exc.statement is None) from exc
+            raise self._translate(exc.orig or exc, connecting=connecting) from exc
         except (SQLAlchemyError, PoolTimeout) as exc:
             raise Unavailable(f"database {self.address}: {exc}") from exc
         except self.dialect.errors as exc:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from common.bookkeeping import captured
 from common.catalog import listed_tables
 from common.database import Database
-from common.errors import Misconfigured
+from common.errors import Misconfigured, Unavailable
 from common.lists import TABLES_FILE
 from common.schema import ListedTable
 from common.settings import Settings
@@ -58,15 +58,11 @@ class LiveLists:
         except Misconfigured as exc:
             self._log.error("lists_faulty", reason=str(exc), effect="the former lists stay in force")
             return False
+        except Unavailable as exc:
+            self._seen = None  # so that the next look reads them
+            self._log.warning("unavailable", thread="main", reason=str(exc))
+            return False
         return True
-
-    def schema_differences(self) -> list[str]:
-        """Names of listed tables whose schema is not what it was when their capture was installed."""
-        with self._database.connect() as connection:
-            known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
-            tables = self._database.dialect.tables(connection)
-            connection.rollback()
-        return sorted(name for name, print_ in known.items() if name not in tables or tables[name].fingerprint() != print_)
 
     def _warn_if_not_installed(self) -> None:
         with self._database.connect() as connection:

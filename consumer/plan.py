@@ -91,6 +91,9 @@ def fast(
         if table is None or frame.kind not in _BULK:
             return None
         piles.setdefault(frame.table, _Pile(table)).frames.append(frame)
+    updated = {name for name, pile in piles.items() if any(frame.kind is Kind.UPDATE for frame in pile.frames)}
+    if any((pile.table.table.parents - {name}) & updated for name, pile in piles.items()):
+        return None  # the update of a parent may cascade into rows of the child that this unit sets too
     puts: list[Step] = []
     deletes: list[Step] = []
     for name in order:

@@ -84,8 +84,13 @@ def entries(connection: Connection, ids: Sequence[int] = ()) -> list[Entry]:
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int] = ()) -> int:
-    """Try again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason."""
-    waiting = entries(connection, ids)[:RETRIED_AT_ONCE]
+    """Try again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason.
+
+    A truncation is never tried again: it would delete rows that came after it.
+    """
+    waiting = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE]
+    waiting = sorted(waiting, key=lambda entry: (entry.last_ms, entry.id))[:RETRIED_AT_ONCE]
+    waiting.sort(key=lambda entry: entry.id)
     results = replayer.retry(connection, [entry.step for entry in waiting])
     at = now_ms()
     done = [entry.id for entry, reason in zip(waiting, results, strict=True) if reason is None]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from common.changes import SEPARATOR, Frame, Kind, keys_of
 from common.dialects.base import Dialect, TableWriter, run, without_old_key
@@ -45,6 +46,7 @@ class Replayer:
 
     def __init__(self, dialect: Dialect, listed: Mapping[str, ListedTable], statement_bytes: int) -> None:
         self._dialect = dialect
+        self._errors: tuple[type[BaseException], ...] = (*dialect.errors, DBAPIError)
         self._listed = listed
         self._order = parents_first(listed.values())
         self._statement_bytes = statement_bytes
@@ -152,8 +154,8 @@ class Replayer:
         nested = connection.begin_nested()
         try:
             yield
-        except self._dialect.errors as exc:
-            error = self._dialect.translate(exc)
+        except self._errors as exc:
+            error = self._dialect.translate(getattr(exc, "orig", None) or exc)
             if isinstance(error, NotApplicable):
                 nested.rollback()
             raise error from exc

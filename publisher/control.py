@@ -109,6 +109,8 @@ class Control:
             try:
                 self._handle(delivery, latest)
             except MessageRefused as exc:
+                if exc.kind == "replayed" and delivery.redelivered:
+                    continue  # the broker gave it again after a lost connection
                 key = (exc.kind, "reports")
                 refused[key] += 1
                 texts[key] = str(exc)

@@ -2,10 +2,13 @@
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from deploy.servers.processes import descendants
 
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -58,13 +61,48 @@ def machine_busy_s() -> float:
     return (sum(words) - words[3] - words[4]) / _TICKS_A_SECOND
 
 
-def wait_quiet(limit: float = 0.2, patience_s: float = 30.0) -> float:
-    """Wait until the machine does little else; the share of its processors that was busy at the last look."""
-    cores = os.cpu_count() or 1
+def family_busy_s() -> float:
+    """Processor seconds that this program and all it started have spent, the ended ones included."""
+    total = 0
+    for pid in (os.getpid(), *descendants(os.getpid())):
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile: its parent has its time
+            continue
+        total += sum(int(word) for word in words[11:15])
+    return total / _TICKS_A_SECOND
+
+
+class Neighbours:
+    """What share of the processors others use, from its making until it is asked."""
+
+    def __init__(self) -> None:
+        self._begun = (time.monotonic(), machine_busy_s() - family_busy_s())
+
+    def share(self) -> float:
+        """0 to 1."""
+        at, others = self._begun
+        used = machine_busy_s() - family_busy_s() - others
+        return max(0.0, used / (time.monotonic() - at) / (os.cpu_count() or 1))
+
+
+def wait_quiet(limit: float, patience_s: float = 60.0) -> None:
+    """Wait until others leave the machine alone for a second, but no longer than the patience."""
     until = time.monotonic() + patience_s
-    while True:
-        before, at = machine_busy_s(), time.monotonic()
-        time.sleep(0.5)
-        busy = (machine_busy_s() - before) / (time.monotonic() - at) / cores
-        if busy < limit or time.monotonic() > until:
-            return busy
+    while time.monotonic() < until:
+        neighbours = Neighbours()
+        time.sleep(1.0)
+        if neighbours.share() < limit:
+            return
+
+
+def fsync_ms(directory: Path, times: int = 100) -> list[float]:
+    """How long the disk takes to keep 4 KiB: what every commit waits for, several times on its way."""
+    taken = []
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        for _ in range(times):
+            file.write(bytes(4096))
+            at = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append((time.perf_counter() - at) * 1000)
+    return taken

@@ -41,9 +41,7 @@ def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:
 
 def _runs(node: Node) -> bool:
     assert node.process is not None
-    assert node.process.poll() is None, (
-        f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
-    )
+    assert node.process.poll() is None, f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
     words = node.log.rpartition('"event": "starting"')[2]
     return '"state": "ready", "reason": null, "event": "broker_consume"' in words
 

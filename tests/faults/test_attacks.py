@@ -66,11 +66,7 @@ class Attack:
 
     def captured(self) -> bytes:
         """The last batch, as it went over the broker."""
-        return bytes(
-            self.cluster.primary.rows("SELECT message FROM stsync_journal ORDER BY sequence DESC LIMIT 1")[0][
-                0
-            ]
-        )
+        return bytes(self.cluster.primary.rows("SELECT message FROM stsync_journal ORDER BY sequence DESC LIMIT 1")[0][0])
 
     def to_nodes(self, *messages: bytes) -> None:
         self._publish(self.topology.events_exchange, messages)
@@ -97,9 +93,7 @@ class Attack:
 
     def refused(self, name: str, kind: str) -> int:
         """How many messages of this kind a node has refused."""
-        rows = self.cluster.nodes[name].rows(
-            "SELECT sum(count) FROM stsync_refusals WHERE kind = :kind", kind=kind
-        )
+        rows = self.cluster.nodes[name].rows("SELECT sum(count) FROM stsync_refusals WHERE kind = :kind", kind=kind)
         return int(rows[0][0] or 0)
 
     def expect(self, name: str, kind: str, send: Callable[[], None], number: int = 1) -> None:
@@ -107,9 +101,7 @@ class Attack:
         node = self.cluster.nodes[name]
         before, rows = self.refused(name, kind), node.rows("SELECT * FROM unit ORDER BY id")
         send()
-        wait_told(
-            lambda: self.refused(name, kind) >= before + number, lambda: self.counts(node, kind), SOON_S
-        )
+        wait_told(lambda: self.refused(name, kind) >= before + number, lambda: self.counts(node, kind), SOON_S)
         assert node.rows("SELECT * FROM unit ORDER BY id") == rows
         assert node.status()["refused"][kind] == before + number
         source = "reports" if name == "st1" else "events"
@@ -159,19 +151,14 @@ def flipped(message: bytes, place: int) -> bytes:
 
 def test_random_bytes_are_refused(attack: Attack) -> None:
     """TRAPS 34; on both exchanges."""
-    attack.expect(
-        "st2", "malformed", lambda: attack.to_nodes(b"", b"\x00", os.urandom(100), os.urandom(100_000)), 4
-    )
+    attack.expect("st2", "malformed", lambda: attack.to_nodes(b"", b"\x00", os.urandom(100), os.urandom(100_000)), 4)
     attack.expect("st1", "malformed", lambda: attack.to_primary(b"", os.urandom(100)), 2)
 
 
 def test_a_truncated_message_is_refused(attack: Attack) -> None:
     """TRAPS 34: wherever it is cut."""
     real = attack.captured()
-    cuts = [
-        real[:size]
-        for size in (len(wire.MAGIC), len(wire.MAGIC) + 2, 60, *regions(real).values(), len(real) - 1)
-    ]
+    cuts = [real[:size] for size in (len(wire.MAGIC), len(wire.MAGIC) + 2, 60, *regions(real).values(), len(real) - 1)]
     before = sum(attack.cluster.nodes["st2"].status()["refused"].values())
     attack.to_nodes(*cuts)
     wait_told(
@@ -235,9 +222,7 @@ def test_a_secondary_cannot_write_the_log(attack: Attack) -> None:
 
 def test_another_cluster_and_another_audience_are_refused(attack: Attack) -> None:
     """TRAPS 34: mix and match."""
-    attack.expect(
-        "st2", "cluster", lambda: attack.to_nodes(attack.batch(writer=attack.writer(cluster="other")))
-    )
+    attack.expect("st2", "cluster", lambda: attack.to_nodes(attack.batch(writer=attack.writer(cluster="other"))))
     attack.expect("st2", "audience", lambda: attack.to_nodes(attack.batch(audience="st3")))
 
 
@@ -328,9 +313,7 @@ def report(number: int, **changed: Any) -> bytes:
     return encode_body(Report(**values | changed))
 
 
-def sent_report(
-    attack: Attack, body: bytes, node: str = "st2", kind: MessageKind = MessageKind.REPORT
-) -> bytes:
+def sent_report(attack: Attack, body: bytes, node: str = "st2", kind: MessageKind = MessageKind.REPORT) -> bytes:
     return attack.writer(node).write(kind, body, epoch=1, audience="st1", expires_in_s=60)
 
 

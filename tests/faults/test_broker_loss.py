@@ -18,6 +18,8 @@ from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
+pytestmark = pytest.mark.long
+
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
 TOPOLOGY = Topology("mft", ("st1", "st2", "st3"))
 SMALL_JOURNAL = "[journal]\nmax_bytes = 65536\nprune_every_s = 0.2\n"
@@ -86,9 +88,7 @@ def test_a_dead_secondary_concerns_nobody_else(cluster: Cluster) -> None:
         lambda: (other.sequence(), other.log[-2000:]),
     )
     assert meanwhile < max(3 * before, 0.05)
-    wait_for(
-        lambda: [one["state"] for one in primary.status()["nodes"]] == ["offline", "in_sync"], "st2 offline"
-    )
+    wait_for(lambda: [one["state"] for one in primary.status()["nodes"]] == ["offline", "in_sync"], "st2 offline")
     assert primary.command("status").returncode == 1
     dead.start()
     cluster.wait_equal()

@@ -19,6 +19,8 @@ from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import SCHEMA, TABLES, MakeCluster
 
+pytestmark = pytest.mark.long
+
 SEEDS = [1]
 LONG_SEEDS = [pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12)]
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
@@ -136,9 +138,7 @@ def assert_whole(cluster: Cluster) -> None:
     head = cluster.primary.sequence()
     journal = cluster.primary.rows("SELECT min(sequence), max(sequence), count(*) FROM stsync_journal")
     assert journal == [(1, head, head)]
-    hashes = {
-        node.name: bytes(node.rows("SELECT hash FROM stsync_node")[0][0]) for node in cluster.nodes.values()
-    }
+    hashes = {node.name: bytes(node.rows("SELECT hash FROM stsync_node")[0][0]) for node in cluster.nodes.values()}
     assert len(set(hashes.values())) == 1, hashes
 
 
@@ -175,9 +175,7 @@ def broker(servers_root: Path) -> Iterator[PrivateRabbitMQ]:
         yield server
 
 
-def test_a_killed_broker_loses_nothing(
-    new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str
-) -> None:
+def test_a_killed_broker_loses_nothing(new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str) -> None:
     """TRAPS 11, 22, 25: nor stops any service."""
     broker.start()
     cluster = new_cluster(database_kind, broker_url=broker.new_vhost())
@@ -193,9 +191,7 @@ def test_a_killed_broker_loses_nothing(
     assert_whole(cluster)
 
 
-def test_a_broker_that_comes_and_goes_raises_no_alarm(
-    new_cluster: MakeCluster, broker: PrivateRabbitMQ
-) -> None:
+def test_a_broker_that_comes_and_goes_raises_no_alarm(new_cluster: MakeCluster, broker: PrivateRabbitMQ) -> None:
     """TRAPS 8, 34: what comes again because of a lost link is no attack, and is not counted as one."""
     broker.start()
     cluster = new_cluster("sqlite", broker_url=broker.new_vhost(), nodes=("st1", "st2"))
@@ -245,11 +241,7 @@ def test_a_killed_database_loses_nothing(
         tmp_path / "cluster",
         database_kind,
         vhost_url,
-        lambda _kind: (
-            url
-            if len(list((tmp_path / "cluster").glob("st*/conf"))) == names.index(victim) + 1
-            else next(urls)
-        ),
+        lambda _kind: url if len(list((tmp_path / "cluster").glob("st*/conf"))) == names.index(victim) + 1 else next(urls),
         schema=SCHEMA,
         tables=TABLES,
         nodes=names,

@@ -18,6 +18,8 @@ from tests.faults.conftest import wait_running, wait_told
 from tests.harness import Node
 from tests.integration.conftest import SCHEMA, MakeCluster
 
+pytestmark = pytest.mark.long
+
 Done = subprocess.CompletedProcess[str]
 
 
@@ -218,9 +220,7 @@ def test_a_topology_that_nobody_declared(new_cluster: MakeCluster, rabbitmq: Pri
 @pytest.mark.parametrize(
     "command", [["run"], ["status"], ["status", "--json"], ["quarantine", "list"], ["quarantine", "retry"]]
 )
-def test_not_installed(
-    new_cluster: MakeCluster, database_kind: str, new_database: NewDatabase, command: list[str]
-) -> None:
+def test_not_installed(new_cluster: MakeCluster, database_kind: str, new_database: NewDatabase, command: list[str]) -> None:
     """INTERFACE: 2, on every database."""
     node = new_cluster("sqlite", nodes=("st1",)).nodes["st1"]
     change(node, node.url, new_database(database_kind))

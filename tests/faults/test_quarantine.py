@@ -9,6 +9,8 @@ from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
+pytestmark = pytest.mark.long
+
 
 def listed(node: Node) -> list[dict[str, Any]]:
     found = node.command("quarantine", "list", "--json")
@@ -123,16 +125,43 @@ def test_a_newer_change_applied_together_with_the_failed_one_overtakes_it(cluste
     assert node.stop() == 0
     primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
     wait_for(lambda: cluster.nodes["st3"].rows("SELECT 1 FROM unit"), "the first change set")
-    primary.execute("UPDATE unit SET name = 'free' WHERE id = 1")
-    wait_for(
-        lambda: cluster.nodes["st3"].rows("SELECT 1 FROM unit WHERE name = 'free'"), "the second change set"
-    )
+    primary.execute("UPDATE unit SET name = 'free' WHERE id = 1", "INSERT INTO unit VALUES (2, 'also', NULL)")
+    wait_for(lambda: cluster.nodes["st3"].rows("SELECT 1 FROM unit WHERE name = 'free'"), "the second one")
+    node.execute("INSERT INTO unit VALUES (901, 'also', NULL)")
     node.start()
+    wait_arrived(cluster)
+    node.execute("DELETE FROM unit WHERE id >= 900")
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
+    assert node.rows("SELECT name FROM unit WHERE id = 1") == [("free",)]
+
+
+def test_a_failed_key_update_that_is_overtaken_leaves_no_old_row(cluster: Cluster) -> None:
+    """TRAPS 4, 29: the newer change sets the row of the new key; that of the old key must go all the same."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (5, 'five', NULL)")
+    wait_arrived(cluster)
+    primary.execute("UPDATE unit SET id = 7, name = 'taken' WHERE id = 5")
+    wait_quarantined(node, 1)
+    primary.execute("UPDATE unit SET name = 'free' WHERE id = 7")
     wait_arrived(cluster)
     node.execute("DELETE FROM unit WHERE id = 900")
     wait_quarantined(node, 0)
     cluster.wait_equal()
-    assert node.rows("SELECT name FROM unit") == [("free",)]
+
+
+def test_a_failed_key_update_does_not_move_a_newer_row(cluster: Cluster) -> None:
+    """TRAPS 4, 29: the old key was given to a new row meanwhile, which is not the one that moved."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (5, 'five', NULL)")
+    wait_arrived(cluster)
+    primary.execute("UPDATE unit SET id = 7, name = 'taken' WHERE id = 5")
+    wait_quarantined(node, 1)
+    primary.execute("INSERT INTO unit VALUES (5, 'new five', NULL)")
+    wait_arrived(cluster)
+    node.execute("DELETE FROM unit WHERE id = 900")
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"])
@@ -152,13 +181,9 @@ def test_a_missing_table_is_quarantined_and_healed(cluster: Cluster) -> None:
     """TRAPS 6, 29: by the command, once the table is there again."""
     primary, node = cluster.primary, cluster.nodes["st2"]
     cluster.wait_equal()
-    columns = (
-        "(name VARCHAR(80) NOT NULL, node VARCHAR(40) NOT NULL, val TEXT, islocal INT NOT NULL DEFAULT 0"
-    )
+    columns = "(name VARCHAR(80) NOT NULL, node VARCHAR(40) NOT NULL, val TEXT, islocal INT NOT NULL DEFAULT 0"
     node.execute("DROP TABLE param")
-    primary.execute(
-        "INSERT INTO param VALUES ('p', 'x', '1', 0)", "INSERT INTO unit VALUES (1, 'goes on', NULL)"
-    )
+    primary.execute("INSERT INTO param VALUES ('p', 'x', '1', 0)", "INSERT INTO unit VALUES (1, 'goes on', NULL)")
     (entry,) = wait_quarantined(node, 1)
     assert "param" in entry["reason"]
     assert node.rows("SELECT name FROM unit") == [("goes on",)]
@@ -176,9 +201,7 @@ def test_a_missing_column_is_quarantined_and_healed(cluster: Cluster) -> None:
     primary, node = cluster.primary, cluster.nodes["st2"]
     cluster.wait_equal()
     node.execute("ALTER TABLE account RENAME COLUMN note TO remark")
-    primary.execute(
-        "INSERT INTO account VALUES (1, 'a', NULL, 'n', NULL)", "INSERT INTO unit VALUES (1, 'goes on', NULL)"
-    )
+    primary.execute("INSERT INTO account VALUES (1, 'a', NULL, 'n', NULL)", "INSERT INTO unit VALUES (1, 'goes on', NULL)")
     (entry,) = wait_quarantined(node, 1)
     assert "note" in entry["reason"]
     node.kill()
@@ -224,9 +247,7 @@ def test_discard_gives_one_up(cluster: Cluster) -> None:
     assert cluster.differences() == ["st2.unit: 1 rows missing or different, 1 extra of 2"]
 
 
-def test_names_that_sound_like_trouble_are_quarantined_too(
-    new_cluster: MakeCluster, database_kind: str
-) -> None:
+def test_names_that_sound_like_trouble_are_quarantined_too(new_cluster: MakeCluster, database_kind: str) -> None:
     """TRAPS 29: an error is told by its code; a column called `locked` or a table called `disk` is no outage."""
     cluster = new_cluster(
         database_kind,
