@@ -55,13 +55,13 @@ def test_install_may_be_repeated_and_changes_nothing_then(node: Node) -> None:
 
 
 def test_install_brings_the_triggers_in_line_with_an_edited_list(node: Node) -> None:
-    relist(node, "unit exclude=name\naudit\n")
+    relist(node, "unit exclude=parent\naudit\n")
     node.execute(
         "INSERT INTO account VALUES (1, 'a', NULL, NULL, NULL)",
         "INSERT INTO audit VALUES (1, 'x')",
         "INSERT INTO unit VALUES (1, 'a', NULL)",
     )
-    node.execute("UPDATE unit SET name = 'b'")
+    node.execute("UPDATE unit SET parent = 1")
     assert captured(node) == [("audit", "I", 1), ("unit", "I", 1)]
 
 
