@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from common.database import Database
+from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState
 from common.settings import Settings
 from common.stop import Stop
@@ -38,7 +39,10 @@ def build(settings: Settings, database: Database, state: NodeState, stop: Stop) 
     public, private = load_cluster_pair(trust.cluster_certificate, trust.cluster_key)
     sealer = Sealer(public, rotate_after_s=timedelta(hours=trust.data_key_hours).total_seconds())
     authorities = Authorities.from_files(trust.authorities)
-    authorities.verify(identity.chain)
+    try:
+        authorities.verify(identity.chain)
+    except MessageRefused as exc:
+        raise Misconfigured(f"{trust.certificate}: {exc}; name its issuer in trust.authorities or issue it anew") from exc
     reader = Reader(
         settings.node.name,
         settings.cluster.name,

@@ -101,6 +101,8 @@ class Applier:
             try:
                 self._receive(connection, delivery)
             except MessageRefused as exc:
+                if exc.kind == "replayed" and delivery.redelivered:
+                    continue  # the broker gave it again after a lost connection
                 self._refuse(connection, exc)
             except NeedsFullSync as exc:
                 self._give_up(connection, str(exc))
@@ -235,7 +237,13 @@ class Applier:
             after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
             lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
             nodestate.advance(
-                connection, self._position, after, lag_ms=lag_ms, head_epoch=self._head[0], head_sequence=self._head[1]
+                connection,
+                self._position,
+                after,
+                lag_ms=lag_ms,
+                heard_number=self._beat,
+                head_epoch=self._head[0],
+                head_sequence=self._head[1],
             )
             connection.commit()
         self._assembly.taken(len(units))
