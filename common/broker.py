@@ -194,6 +194,7 @@ class ConsumeLink(Link):
         self._queue = queue
         self._on_delivery = on_delivery
         self._paused = False
+        self._renewed_at = time.monotonic()
 
     def ack(self, delivery: Delivery, *, multiple: bool = False) -> None:
         """Acknowledge a delivery (`multiple`: and all before it) unless its channel is gone."""
@@ -209,6 +210,20 @@ class ConsumeLink(Link):
     def resume(self) -> None:
         """Consume again, on a new channel. Any thread may call."""
         self._post(self._resume)
+
+    def renew(self) -> None:
+        """Begin anew on a new channel: queues and bindings are declared once more, what is not acknowledged comes again."""
+        self._renewed_at = time.monotonic()
+        self.pause()
+        self.resume()
+
+    def renew_after(self, seconds: float) -> None:
+        """Renew the link if that has not been done for so long: for an owner who hears nothing where it should.
+
+        A binding that somebody removed is noticed by nobody (AMQP has no word for it), and only declaring it brings it back.
+        """
+        if self.state.name == "ready" and time.monotonic() - max(self._renewed_at, self._ready_at) > seconds:
+            self.renew()
 
     def _use(self, channel: Any) -> Iterator[Step]:
         channel.basic_cancel = _no_cancel  # closing would cancel first, which reorders a queue (TRAPS 14)

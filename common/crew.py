@@ -59,6 +59,19 @@ class Crew:
             self._error = error
         self.stop.set()
 
+    def watch(self, each_second: Callable[[], None]) -> None:
+        """Wait for stop in the calling thread, doing this each second meanwhile; an error of ours in it ends the process."""
+        try:
+            while not self.stop.wait(1.0):
+                try:
+                    each_second()
+                except Unavailable as exc:
+                    self._log.warning("unavailable", thread="main", reason=str(exc))
+        except StsyncError as exc:
+            self.fail(exc)
+        finally:
+            self.stop.set()
+
     def join(self, timeout_s: float = 30.0) -> None:
         """After stop: wait for every thread, then raise what ended the process, if anything did."""
         for thread in self._threads:

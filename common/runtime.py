@@ -7,6 +7,7 @@ from datetime import timedelta
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState
+from common.service_lock import ServiceLock
 from common.settings import Settings
 from common.stop import Stop
 from common.topology import Topology
@@ -27,12 +28,13 @@ class Runtime:
     reader: Reader
     state: NodeState
     stop: Stop
+    lock: ServiceLock
 
 
 Service = Callable[[Runtime], None]
 
 
-def build(settings: Settings, database: Database, state: NodeState, stop: Stop) -> Runtime:
+def build(settings: Settings, database: Database, state: NodeState, stop: Stop, lock: ServiceLock) -> Runtime:
     """Load keys and certificates and put the parts together; raises Misconfigured naming the file."""
     trust = settings.trust
     identity = load_identity(trust.key, trust.certificate, settings.node.name)
@@ -57,4 +59,5 @@ def build(settings: Settings, database: Database, state: NodeState, stop: Stop) 
         settings.broker.queue_type,
         settings.broker.queue_max_bytes,
     )
-    return Runtime(settings, database, topology, Writer(identity, sealer, settings.cluster.name), reader, state, stop)
+    writer = Writer(identity, sealer, settings.cluster.name)
+    return Runtime(settings, database, topology, writer, reader, state, stop, lock)

@@ -1,31 +1,34 @@
 """One word to stop a process by, that waits on events and on descriptors both see."""
 
+import contextlib
 import os
+import select
 import signal
-import threading
 from types import FrameType
 
 
 class Stop:
-    """Set once; every wait of the process also waits for it (STYLE 6)."""
+    """Set once; every wait of the process also waits for it (STYLE 6).
+
+    A byte in a pipe is all of it: a signal handler may write one whatever the interrupted code holds, a lock it may not take.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
         self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
 
     def set(self) -> None:
         """Ask everything to finish the unit at hand and end."""
-        if not self._event.is_set():
-            self._event.set()
+        with contextlib.suppress(BlockingIOError):  # full: set often enough
             os.write(self._write, b"x")
 
     def is_set(self) -> bool:
         """Whether the process is to stop."""
-        return self._event.is_set()
+        return self.wait(0)
 
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; True when the process is to stop."""
-        return self._event.wait(timeout)
+        return bool(select.select([self._read], [], [], max(0.0, timeout))[0])
 
     def fileno(self) -> int:
         """Readable once stop is set."""

@@ -72,12 +72,16 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The primary lives: its head, and what its journal still has (TRAPS 9). `number` only rises within an epoch."""
+    """The primary lives: its head, and what its journal still has (TRAPS 9). `number` only rises within an epoch.
+
+    Up to `published` the broker has confirmed every batch, and the primary will not publish it again by itself.
+    """
 
     number: Natural
     sequence: Natural
     hash: Hash
     journal_first: Natural
+    published: Natural
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -66,6 +66,7 @@ class Applier:
         self._refused: dict[str, int] = {}
         self._last_full_sync_ms: int | None = None
         self._catching_up_until = 0
+        self._published = 0
 
     def load(self, connection: Connection) -> None:
         """Begin from what the database says."""
@@ -121,9 +122,6 @@ class Applier:
     def _receive(self, connection: Connection, delivery: Delivery) -> None:
         message = self._reader.verify(delivery.body)
         kind = message.header.kind
-        if kind is MessageKind.BATCH:
-            self._batch(message, redelivered=delivery.redelivered)
-            return
         if message.header.sender != self._primary:
             raise MessageRefused(
                 "sender", f"a {kind} message of {message.header.sender!r}; the primary is {self._primary!r}"
@@ -133,7 +131,9 @@ class Applier:
                 "epoch",
                 f"a {kind} message of epoch {message.header.epoch}; this node is in {self._position.epoch}",
             )
-        if kind is MessageKind.HEARTBEAT:
+        if kind is MessageKind.BATCH:
+            self._batch(message, redelivered=delivery.redelivered)
+        elif kind is MessageKind.HEARTBEAT:
             self._heartbeat(message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
             answer = parse_body(self._reader.open(message), PastRetention)
@@ -151,7 +151,8 @@ class Applier:
         if verdict is Verdict.APPLY:
             self._progress = time.monotonic()
         self._see_head(message.header.epoch, message.header.sequence)
-        if verdict is Verdict.DROP and not redelivered and message.header.sequence > self._catching_up_until:
+        asked = message.header.sequence <= self._catching_up_until
+        if verdict is Verdict.DROP and message.header.sequence <= self._published and not (redelivered or asked):
             raise MessageRefused("replayed", f"batch {message.header.sequence} of {message.header.sender!r} once more")
 
     def _heartbeat(self, message: Verified, beat: Heartbeat) -> None:
@@ -162,6 +163,7 @@ class Applier:
             )
         self._beat = beat.number
         self._heard = time.monotonic()
+        self._published = max(self._published, beat.published)
         self._head = max(self._head, (message.header.epoch, beat.sequence))
         position = self._position
         before, self._at_last_beat = self._at_last_beat, position.sequence
@@ -210,28 +212,39 @@ class Applier:
             return False
 
     def _commit_alone(self, connection: Connection, unit: Unit) -> None:
-        try:
-            self._commit(connection, [unit])
-        except NotApplicable as exc:  # a constraint that is checked at the commit only
-            connection.rollback()
-            self._commit(connection, [unit], refused=str(exc))
+        for deferred in (True, False):
+            try:
+                self._commit(connection, [unit], deferred=deferred)
+            except NotApplicable as exc:  # a constraint that is checked at the commit only
+                connection.rollback()
+                refused = str(exc)
+            else:
+                return
+        self._commit(connection, [unit], refused=refused)
 
     def _commit(
-        self, connection: Connection, units: list[Unit], *, refused: str | None = None, only_whole: bool = False
+        self,
+        connection: Connection,
+        units: list[Unit],
+        *,
+        refused: str | None = None,
+        only_whole: bool = False,
+        deferred: bool = True,
     ) -> bool:
         """Apply these, with the position, in one transaction (TRAPS 7).
 
-        `refused`: quarantine them as a whole instead. `only_whole`: roll back and say False when anything failed.
+        `refused`: quarantine them as a whole instead. `only_whole`: roll back and say False when anything failed. `deferred`:
+        see Replayer.apply.
         """
         replayer = self._replayer_now()
         with self._database.guard():
-            failed = quarantine.whole(units, refused) if refused else replayer.apply(connection, units)
+            failed = quarantine.whole(units, refused) if refused else replayer.apply(connection, units, deferred=deferred)
             if failed and only_whole:
                 connection.rollback()
                 return False
             if self._quarantined:
                 frames = (frame for unit in units for frame in unit.frames())
-                quarantine.overtaken(connection, frames, self._lists.tables)
+                quarantine.overtaken(connection, frames, failed, self._lists.tables)
             quarantine.add(connection, replayer, failed)
             newest = self._assembly.ready[len(units) - 1][-1]
             after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
@@ -309,13 +322,16 @@ class Applier:
             self._log.info("catch_up_asked", first=first, head=self._head[1])
 
     def _retry(self, connection: Connection, now: float) -> None:
+        if now - self._retried < 0.5:
+            return
         due = now - self._retried > self._settings.replay.retry_quarantine_s or self._progress > self._retried
-        if now - self._retried < 0.5 or not (due or quarantine.requested(connection)):
+        requested = quarantine.requested(connection)
+        connection.rollback()  # reading the schema takes a connection of its own
+        if not (due or requested):
             return
         self._retried = now
-        connection.rollback()  # reading the schema takes a connection of its own
         self._lists.reread()
-        done = quarantine.retry(connection, self._replayer_now())
+        done = quarantine.retry(connection, self._replayer_now(), requested)
         connection.commit()
         if done:
             self._log.info("quarantine_retried", applied=done)

@@ -1,6 +1,6 @@
 """Changes that could not be applied here: kept with their reason, retried, given up when overtaken (TRAPS 29)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -8,11 +8,10 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
-from common.changes import Frame, Kind, keys_of
-from common.dialects.base import without_old_key
-from common.errors import MessageRefused
+from common.changes import Frame, Kind
 from common.nodestate import now_ms
 from common.schema import ListedTable
+from consumer.overtaking import Later, row_keys
 from consumer.plan import Step, single
 from consumer.replay import Failed, Replayer, Unit
 
@@ -62,11 +61,13 @@ def whole(units: Iterable[Unit], reason: str) -> list[Failed]:
     return [Failed(unit.epoch, unit.sequence, step, reason) for unit in units for step in single(unit.frames())]
 
 
-def entries(connection: Connection, ids: Sequence[int] = ()) -> list[Entry]:
-    """The quarantined changes, or those with these ids, in the order in which they failed."""
+def entries(connection: Connection, ids: Sequence[int] = (), tables: Collection[str] = ()) -> list[Entry]:
+    """The quarantined changes, or those with these ids, or of these tables, in the order in which they failed."""
     statement = select(quarantine).order_by(quarantine.c.id)
     if ids:
         statement = statement.where(quarantine.c.id.in_(ids))
+    if tables:
+        statement = statement.where(quarantine.c.table_name.in_(tables))
     return [
         Entry(
             id=row.id,
@@ -122,65 +123,39 @@ def discard(connection: Connection, ids: Sequence[int]) -> int:
     return connection.execute(delete(quarantine).where(quarantine.c.id.in_(ids))).rowcount
 
 
-def overtaken(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> int:
-    """Give up quarantined changes whose row these later frames set or delete, or whose table they empty; the number.
+def overtaken(
+    connection: Connection, frames: Iterable[Frame], failed: Iterable[Failed], listed: Mapping[str, ListedTable]
+) -> None:
+    """Cut quarantined changes down to what these later frames leave of them: mostly nothing (see consumer.overtaking).
 
-    A later change carries the whole row: applying the older one after it would bring back what is past. That holds even where
-    the later change fails itself; it is then added after this.
+    That holds even where the later change failed itself; it is then added after this.
     """
-    waiting = entries(connection)
-    tables = {entry.step.table for entry in waiting}
-    later: dict[tuple[str, str], list[tuple[Kind, frozenset[str]]]] = {}
-    emptied: set[str] = set()
+    tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
+    failed_keys: dict[str, set[str]] = {}
+    for one in failed:
+        if one.step.table in tables and (table := listed.get(one.step.table)) is not None:
+            failed_keys.setdefault(table.name, set()).update(row_keys(one.step, table))
+    later = Later()
+    met = set()
     for frame in frames:
-        table = listed.get(frame.table)
-        if frame.kind is Kind.TRUNCATE:
-            emptied.add(frame.table)
-        elif frame.table in tables and table is not None:
-            for key in _keys(frame, table):
-                later.setdefault((frame.table, key), []).append((frame.kind, frozenset(frame.columns)))
+        if frame.table in tables:
+            met.add(frame.table)
+            later.see(frame, listed.get(frame.table), failed=frozenset(failed_keys.get(frame.table, ())))
     gone: list[int] = []
-    for entry in waiting:
-        table = listed.get(entry.step.table)
-        if entry.step.table in emptied:
+    for entry in entries(connection, tables=met) if met else ():
+        left = later.left_of(entry.step, listed.get(entry.step.table))
+        if left is None:
             gone.append(entry.id)
-        elif entry.step.kind is Kind.REKEY and table is not None:
-            gone += _overtaken_rekey(connection, entry, table, later)
-        elif any(
-            kind is Kind.DELETE or columns >= frozenset(entry.step.columns)
-            for kind, columns in later.get((entry.step.table, entry.key), ())
-        ):
-            gone.append(entry.id)
-    return discard(connection, gone)
+        elif left is not entry.step:
+            _store(connection, entry, left, listed[left.table])
+    discard(connection, gone)
 
 
-def _overtaken_rekey(
-    connection: Connection, entry: Entry, table: ListedTable, later: Mapping[tuple[str, str], object]
-) -> list[int]:
-    """A key update has two rows: what a later change did to the one leaves the other still to be done.
-
-    The new row set by a later change: the old one has to go all the same. The old key used anew: the new row is still due,
-    but must not be made of the row that now has the old key.
-    """
-    width = len(table.key)
-    old_key = _keys(Frame(entry.step.table, Kind.REKEY, entry.step.columns, 1, entry.step.rows), table)[0]
-    old, new = (entry.step.table, old_key) in later, (entry.step.table, entry.key) in later
-    if old and new:
-        return [entry.id]
-    if new:
-        names = orjson.dumps([column.name for column in table.key]).decode()
-        what = {"kind": Kind.DELETE.value, "columns_json": names, "key_json": old_key, "row_json": f"[{old_key}]"}
-    elif old:
-        what = {"kind": Kind.UPDATE.value, "row_json": without_old_key(entry.step.rows, width)}
-    else:
-        return []
-    connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**what))
-    return []
-
-
-def _keys(frame: Frame, table: ListedTable) -> list[str]:
-    try:
-        found = keys_of(frame, len(table.key))
-    except MessageRefused:
-        return []  # such a frame failed as a whole and overtakes nothing
-    return [key if isinstance(key, str) else ",".join(key) for key in found]
+def _store(connection: Connection, entry: Entry, left: Step, table: ListedTable) -> None:
+    values = {
+        "kind": left.kind.value,
+        "columns_json": orjson.dumps(left.columns).decode(),
+        "key_json": next(iter(row_keys(left, table)), entry.key),
+        "row_json": left.rows,
+    }
+    connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))

@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from common.changes import SEPARATOR, Frame, Kind, keys_of
+from common.changes import SEPARATOR, Frame, Kind
 from common.dialects.base import Dialect, TableWriter, run, without_old_key
 from common.errors import NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan
+from consumer.overtaking import Waiting, row_keys
 from consumer.plan import Step
 
 FAST_BYTES = 16 << 20  # above it a unit is streamed in the original order, so that memory stays bounded
@@ -52,9 +53,13 @@ class Replayer:
         self._statement_bytes = statement_bytes
         self._writers: dict[tuple[str, tuple[str, ...]], TableWriter] = {}
 
-    def apply(self, connection: Connection, units: Sequence[Unit]) -> list[Failed]:
-        """Apply units in order: together if that goes, else one after the other."""
-        self._dialect.enter_replay(connection)
+    def apply(self, connection: Connection, units: Sequence[Unit], *, deferred: bool = True) -> list[Failed]:
+        """Apply units in order: together if that goes, else one after the other.
+
+        `deferred`: constraints that can be left to the end of the transaction are; where that end cannot be looked at before
+        the commit (SQLite), the commit may then refuse it all, and only without it each change is judged by itself.
+        """
+        self._dialect.enter_replay(connection, deferred=deferred)
         failed: list[Failed] = []
         if not self._together(connection, units):
             for unit in units:
@@ -64,7 +69,7 @@ class Replayer:
 
     def retry(self, connection: Connection, steps: Iterable[Step]) -> list[str | None]:
         """Try single changes again, each by itself: None where it went, else the reason."""
-        self._dialect.enter_replay(connection)
+        self._dialect.enter_replay(connection, deferred=False)
         results = [self._try(connection, step, settle=True) for step in steps]
         self._dialect.leave_replay(connection)
         return results
@@ -101,32 +106,28 @@ class Replayer:
         return True
 
     def _one_by_one(self, connection: Connection, unit: Unit) -> list[Failed]:
-        """Each change by itself, in the original order; what failed is tried again as long as anything still succeeds.
-
-        A change that failed is given up when a later one of the same row succeeded: each carries the whole row.
-        """
-        waiting: list[tuple[int, Step, str]] = []
-        done: dict[tuple[str, str], int] = {}
-        for number, step in enumerate(plan.single(unit.frames())):
+        """Each change by itself, in the original order; what failed is tried again as long as anything still succeeds."""
+        waiting = Waiting(self._listed)
+        for place, step in enumerate(plan.single(unit.frames())):
             reason = self._try(connection, step, settle=False)
             if reason is None:
-                done[step.table, self.key(step)] = number
+                waiting.done(place, step)
             else:
-                waiting.append((number, step, reason))
+                waiting.add(place, step, reason)
         settle_each = not self._settled(connection)
         progress = True
-        while waiting and progress:
-            waiting = [one for one in waiting if done.get((one[1].table, self.key(one[1])), -1) < one[0]]
-            still = []
-            for number, step, _ in waiting:
+        while waiting.steps and progress:
+            progress = False
+            for place, step in waiting.due():
+                if waiting.steps.get(place, (None, ""))[0] is not step:
+                    continue  # settled or cut down by one that went just now
                 reason = self._try(connection, step, settle=settle_each)
                 if reason is None:
-                    done[step.table, self.key(step)] = number
+                    waiting.done(place, step)
+                    progress = True
                 else:
-                    still.append((number, step, reason))
-            progress = len(still) < len(waiting)
-            waiting = still
-        return [Failed(unit.epoch, unit.sequence, step, reason) for _, step, reason in waiting]
+                    waiting.steps[place] = (step, reason)
+        return [Failed(unit.epoch, unit.sequence, step, reason) for _, (step, reason) in sorted(waiting.steps.items())]
 
     def _settled(self, connection: Connection) -> bool:
         try:
@@ -195,14 +196,11 @@ class Replayer:
                     _expect(single, writer.insert_missing(cursor, row))
 
     def key(self, step: Step) -> str:
-        """The key of a single change's row as JSON text; after a `rekey`, the new one."""
+        """The key of a single change's row as JSON text; after a `rekey`, the new one. Empty when it has none."""
         table = self._listed.get(step.table)
         if table is None or step.kind is Kind.TRUNCATE:
             return ""
-        width = len(table.key)
-        rows = without_old_key(step.rows, width) if step.kind is Kind.REKEY else step.rows
-        found = keys_of(Frame(step.table, step.kind, step.columns, 1, rows), width)
-        return found[0] if isinstance(found[0], str) else ",".join(found[0])
+        return next(iter(row_keys(step, table)), "")
 
     def _writer(self, table: ListedTable, columns: tuple[str, ...]) -> TableWriter:
         known = self._writers.get((table.name, columns))

@@ -15,20 +15,6 @@ from consumer.standing import Standing, describe
 _EXPIRES_S = 60.0
 
 
-class Numbers:
-    """Message numbers that only rise, shared by the threads that send."""
-
-    def __init__(self, first: int) -> None:
-        self._next = first
-        self._lock = threading.Lock()
-
-    def next(self) -> int:
-        """A number never given before."""
-        with self._lock:
-            self._next += 1
-            return self._next
-
-
 class Reporter:
     """Sends reports from its own thread, and catch-up requests for the applier's."""
 
@@ -47,12 +33,13 @@ class Reporter:
         self._primary = primary
         self._intervals = intervals
         self._standing = standing
-        self._numbers = Numbers(0)
+        self._number = 0
+        self._sending = threading.Lock()  # numbers are given and sent in one order, whichever thread speaks
         self._changed = threading.Event()
 
     def start(self, first_number: int) -> None:
         """Number messages from here on."""
-        self._numbers = Numbers(first_number)
+        self._number = first_number
 
     def changed(self) -> None:
         """The standing changed: report soon."""
@@ -76,24 +63,28 @@ class Reporter:
 
     def ask(self, epoch: int, first: int, limit: int) -> bool:
         """Ask the primary for batches from its journal."""
-        body = encode_body(CatchUp(self._numbers.next(), first, limit))
-        return self._publish(MessageKind.CATCH_UP, body, epoch)
+        return self._publish(MessageKind.CATCH_UP, lambda number: CatchUp(number, first, limit), epoch)
 
     def _send(self, standing: Standing, state: str, reason: str | None) -> bool:
-        report = Report(
-            number=self._numbers.next(),
-            state=str(state),
-            epoch=standing.position.epoch,
-            sequence=standing.position.sequence,
-            hash=standing.position.hash,
-            quarantined=standing.quarantined,
-            lag_ms=standing.lag_ms,
-            last_full_sync=iso(standing.last_full_sync_ms),
-            reason=None if reason is None else reason.replace("\0", "")[:MAX_SENTENCE],
-            refused=dict(standing.refused),
-        )
-        return self._publish(MessageKind.REPORT, encode_body(report), standing.position.epoch)
+        def report(number: int) -> Report:
+            return Report(
+                number=number,
+                state=str(state),
+                epoch=standing.position.epoch,
+                sequence=standing.position.sequence,
+                hash=standing.position.hash,
+                quarantined=standing.quarantined,
+                lag_ms=standing.lag_ms,
+                last_full_sync=iso(standing.last_full_sync_ms),
+                reason=None if reason is None else reason.replace("\0", "")[:MAX_SENTENCE],
+                refused=dict(standing.refused),
+            )
 
-    def _publish(self, kind: MessageKind, body: bytes, epoch: int) -> bool:
-        message = self._writer.write(kind, body, epoch=epoch, audience=self._primary, expires_in_s=_EXPIRES_S)
-        return self._link.publish(self._topology.reports_exchange, "", message, persistent=False)
+        return self._publish(MessageKind.REPORT, report, standing.position.epoch)
+
+    def _publish(self, kind: MessageKind, body: Callable[[int], Report | CatchUp], epoch: int) -> bool:
+        with self._sending:
+            self._number += 1
+            content = encode_body(body(self._number))
+            message = self._writer.write(kind, content, epoch=epoch, audience=self._primary, expires_in_s=_EXPIRES_S)
+            return self._link.publish(self._topology.reports_exchange, "", message, persistent=False)

@@ -34,6 +34,7 @@ class SecondaryService:
         self._crew = Crew(runtime.stop)
         self._lists = LiveLists(runtime.database, settings)
         self._arrived: queue.Queue[Delivery] = queue.Queue()
+        self._forgotten = 0
         self._publish = PublishLink(
             settings.broker,
             runtime.topology,
@@ -84,14 +85,21 @@ class SecondaryService:
         self._consume.start()
         self._crew.start("applier", self._apply_loop)
         self._crew.start("reporter", lambda: self._reporter.loop(self._runtime.stop))
-        while not self._runtime.stop.wait(1.0):
-            self._lists.refresh()
         try:
+            self._crew.watch(self._each_second)
             self._crew.join()
         finally:
             self._consume.stop()
             self._publish.stop()
         self._log.info("secondary_stopped", sequence=self._applier.standing().position.sequence)
+
+    def _each_second(self) -> None:
+        self._runtime.lock.keep()
+        self._lists.refresh()
+        patience_s = self._runtime.settings.intervals.offline_after_s
+        heard_s = self._applier.standing().heard_s
+        if heard_s is None or heard_s > patience_s:
+            self._consume.renew_after(patience_s)
 
     def _standing(self) -> Standing:
         return self._applier.standing()
@@ -117,10 +125,8 @@ class SecondaryService:
 
     def _forget_deliveries(self) -> None:
         """What was taken in and not committed comes again on a new channel; unacknowledged it would fill the prefetch."""
-        self._consume.pause()
-        self._consume.resume()
-        while not self._arrived.empty():
-            self._arrived.get_nowait()
+        self._forgotten = self._consume.generation
+        self._consume.renew()
 
     def _gather(self, timeout_s: float) -> list[Delivery]:
         """What arrived, waiting for the first of it."""
@@ -129,13 +135,15 @@ class SecondaryService:
         while len(found) < _AT_ONCE:
             try:
                 left = max(0.0, until - time.monotonic())
-                found.append(self._arrived.get_nowait() if found else self._arrived.get(timeout=left))
+                delivery = self._arrived.get_nowait() if found else self._arrived.get(timeout=left)
             except queue.Empty:
                 break
+            if delivery.generation > self._forgotten:
+                found.append(delivery)
         return found
 
     def _link_state(self, event: str, state: LinkState, link: PublishLink | ConsumeLink) -> None:
-        level = self._log.info if state.name in ("ready", "connecting", "stopped") else self._log.warning
+        level = self._log.info if state.name in ("ready", "connecting", "paused", "stopped") else self._log.warning
         level(event, state=state.name, reason=state.reason)
         if state.name == "refused":
             self._crew.fail(link.fault or Fault(state.reason or "the broker refused"))

@@ -73,6 +73,11 @@ class Control:
         self._numbers: dict[str, int] = {}
         self._number = 0
         self._journal_first = 0
+        self._heard = time.monotonic()
+
+    def silent_s(self) -> float:
+        """For how long no secondary was heard."""
+        return time.monotonic() - self._heard
 
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
@@ -81,13 +86,13 @@ class Control:
         self._journal_first = journal.first_sequence(connection)
         connection.commit()
 
-    def heartbeat(self, connection: Connection) -> None:
-        """Tell all nodes where the log stands."""
+    def heartbeat(self, connection: Connection, published: int) -> None:
+        """Tell all nodes where the log stands; `published` is the last confirmed sequence as the database has it."""
         self._journal_first = journal.first_sequence(connection)
         connection.rollback()
         head = self._head()
         self._number += 1
-        body = encode_body(Heartbeat(self._number, head.sequence, head.hash, self._journal_first))
+        body = encode_body(Heartbeat(self._number, head.sequence, head.hash, self._journal_first, published))
         expires_in_s = 10 * self._settings.intervals.heartbeat_s
         message = self._writer.write(
             MessageKind.HEARTBEAT, body, epoch=head.epoch, sequence=head.sequence, expires_in_s=expires_in_s
@@ -131,6 +136,7 @@ class Control:
 
     def _handle(self, delivery: Delivery, latest: dict[str, Report]) -> None:
         message = self._reader.verify(delivery.body)
+        self._heard = time.monotonic()
         sender = message.header.sender
         if delivery.user_id is None and self._settings.broker.require_user_id:
             raise MessageRefused(
@@ -183,7 +189,8 @@ class Control:
     def _past_retention(self, connection: Connection, node: str, asked: int) -> None:
         head = self._head()
         self._number += 1
-        body = encode_body(PastRetention(self._number, asked, journal.first_sequence(connection), head.sequence))
+        available = journal.first_sequence(connection, asked) or head.sequence + 1
+        body = encode_body(PastRetention(self._number, asked, available, head.sequence))
         message = self._writer.write(
             MessageKind.PAST_RETENTION,
             body,

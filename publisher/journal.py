@@ -75,9 +75,10 @@ def extent(connection: Connection) -> Extent:
     return Extent(int(row[0]), int(row[1]), int(row[2]))
 
 
-def first_sequence(connection: Connection) -> int:
-    """The first sequence that can be served; 0 when the journal is empty."""
-    return int(connection.execute(select(func.coalesce(func.min(journal.c.sequence), 0))).scalar_one())
+def first_sequence(connection: Connection, at_least: int = 0) -> int:
+    """The first sequence, from `at_least` on, that can be served; 0 when there is none."""
+    first = select(func.coalesce(func.min(journal.c.sequence), 0)).where(journal.c.sequence >= at_least)
+    return int(connection.execute(first).scalar_one())
 
 
 def prune(connection: Connection, settings: JournalSettings, published: int) -> int:

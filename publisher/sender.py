@@ -106,7 +106,10 @@ class Sender:
         room = link.room()
         if room <= 0:
             return False
-        for sequence, message in self._messages(first, min(room, head - first + 1, _PAGE)):
+        messages = self._messages(first, min(room, head - first + 1, _PAGE))
+        if not messages:
+            return self._after_hole(first)
+        for sequence, message in messages:
             with self._state:
                 if self._next != sequence:
                     return True  # rewound meanwhile
@@ -126,15 +129,17 @@ class Sender:
         if found:
             return found
         with self._database.connect(read_only=True) as connection:
-            read = journal.read(connection, first, count, _PAGE_BYTES)
-            if read:
-                return read
-            return self._after_hole(first, journal.first_sequence(connection))
+            return journal.read(connection, first, count, _PAGE_BYTES)
 
-    def _after_hole(self, first: int, available: int) -> list[tuple[int, bytes]]:
-        """The journal was pruned past what was published (it never prunes the unpublished): go on where it begins."""
-        if available > first:
-            self._log.warning("unpublished_batches_pruned", first=first, journal_first=available)
-            with self._state:
+    def _after_hole(self, first: int) -> bool:
+        """The journal lacks what is due next (somebody deleted it; it never prunes the unpublished): go on after the hole,
+        and the secondaries will ask for a full synchronization. False when there is nothing after it."""
+        with self._database.connect(read_only=True) as connection:
+            available = journal.first_sequence(connection, first)
+        if available in (0, first):
+            return available == first
+        self._log.error("unpublished_batches_missing", first=first, next=available, effect="secondaries need a full sync")
+        with self._state:
+            if self._next == first:
                 self._next = available
-        return []
+        return True

@@ -85,14 +85,19 @@ class PrimaryService:
         self._crew.start("relay", self._relay_loop)
         self._crew.start("sender", self._sender_loop)
         self._crew.start("control", self._control_loop)
-        while not self._runtime.stop.wait(1.0):
-            self._lists.refresh()
         try:
+            self._crew.watch(self._each_second)
             self._crew.join()
         finally:
             self._consume.stop()
             self._publish.stop()
         self._log.info("primary_stopped", sequence=self._position.sequence, confirmed=self._sender.confirmed)
+
+    def _each_second(self) -> None:
+        self._runtime.lock.keep()
+        self._lists.refresh()
+        if self._control.silent_s() > self._settings.intervals.offline_after_s:
+            self._consume.renew_after(self._settings.intervals.offline_after_s)
 
     @property
     def _position(self) -> Position:
@@ -138,8 +143,7 @@ class PrimaryService:
         try:
             self._serve_control()
         except Unavailable:
-            self._consume.pause()  # what was taken in and not acknowledged would fill the prefetch
-            self._consume.resume()
+            self._consume.renew()  # what was taken in and not acknowledged would fill the prefetch
             raise
 
     def _serve_control(self) -> None:
@@ -158,11 +162,11 @@ class PrimaryService:
                 serving = self._control.serve(connection)
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + intervals.heartbeat_s
-                    self._control.heartbeat(connection)
                     if saved != self._sender.confirmed:
                         saved = self._sender.confirmed
                         nodestate.save(connection, published=saved)
                         connection.commit()
+                    self._control.heartbeat(connection, saved)
                 if time.monotonic() >= next_prune:
                     next_prune = time.monotonic() + self._settings.journal.prune_every_s
                     journal.prune(connection, self._settings.journal, saved)
@@ -185,5 +189,5 @@ class PrimaryService:
             self._crew.fail(self._consume.fault or Fault(state.reason or "the broker refused"))
 
     def _tell(self, event: str, state: LinkState) -> None:
-        level = self._log.info if state.name in ("ready", "connecting", "stopped") else self._log.warning
+        level = self._log.info if state.name in ("ready", "connecting", "paused", "stopped") else self._log.warning
         level(event, state=state.name, reason=state.reason)

@@ -94,8 +94,8 @@ class ReplayDialect(Protocol):
     def truncate(self, table: ListedTable) -> str:
         """The statement that removes every row inside the row filter."""
 
-    def enter_replay(self, connection: Connection) -> None:
-        """Mark this transaction as replay (TRAPS 5)."""
+    def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
+        """Mark this transaction as replay (TRAPS 5); `deferred`: what `settle` cannot look at may be left to the commit."""
 
     def settle(self, connection: Connection) -> None:
         """Check now what the schema defers to the commit, while it can still be rolled back to a savepoint."""

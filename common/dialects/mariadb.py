@@ -258,8 +258,9 @@ class Mariadb:
         """See ReplayDialect."""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
-    def enter_replay(self, connection: Connection) -> None:
+    def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect."""
+        del deferred
         connection.exec_driver_sql("SET @stsync_replay = 1")
 
     def settle(self, connection: Connection) -> None:

@@ -274,8 +274,9 @@ END $stsync$"""
         """See ReplayDialect."""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
-    def enter_replay(self, connection: Connection) -> None:
+    def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect; deferrable constraints are deferred to the end of the unit."""
+        del deferred
         connection.exec_driver_sql("SELECT set_config('stsync.replay', 'on', true)")
         connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
 

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from common.dialects.base import (
@@ -191,6 +192,15 @@ class Sqlite:
             reading = connection.get_execution_options().get(READ_ONLY)
             connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
+        @event.listens_for(engine, "commit")
+        def commit(connection: Connection) -> None:
+            """SQLite keeps a transaction open whose commit a deferred constraint refused; SQLAlchemy takes it for ended."""
+            try:
+                connection.exec_driver_sql("COMMIT")
+            except DBAPIError:
+                connection.connection.rollback()
+                raise
+
         return engine
 
     def lock(self, connection: Connection) -> bool:
@@ -288,9 +298,11 @@ class Sqlite:
         """See ReplayDialect."""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
-    def enter_replay(self, connection: Connection) -> None:
+    def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect: a row that only this transaction can see, for it has the write lock."""
         connection.exec_driver_sql("INSERT INTO stsync_replaying (id) VALUES (1)")
+        if deferred:  # a cascading key update is captured child first: its triggers fire before the parent's own
+            connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
 
     def settle(self, connection: Connection) -> None:
         """See ReplayDialect: deferred foreign keys are checked by the commit, there is no earlier way."""
