@@ -58,6 +58,7 @@ class Relay:
         """Give the connections back."""
         if self._connections is not None:
             for connection in self._connections:
+                connection.invalidate()  # it may be dead, and closing a dead one politely would fail
                 connection.close()
             self._connections = None
 

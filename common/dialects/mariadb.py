@@ -161,6 +161,7 @@ class Mariadb:
         engine = create_engine(
             url,
             poolclass=NullPool,
+            hide_parameters=True,
             connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "charset": "utf8mb4"},
             isolation_level="READ COMMITTED",
         )

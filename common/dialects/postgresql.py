@@ -156,6 +156,7 @@ class Postgresql:
         engine = create_engine(
             url,
             poolclass=NullPool,
+            hide_parameters=True,
             connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "application_name": "stsync"},
             isolation_level="READ COMMITTED",
         )
@@ -291,10 +292,16 @@ END $stsync$"""
     def translate(self, exc: BaseException) -> StsyncError:
         """See ReplayDialect: by SQLSTATE class (PostgreSQL manual, appendix A)."""
         state = getattr(exc, "sqlstate", None) or ""
-        message = str(exc).strip().split("\nCONTEXT")[0].replace("\n", " ")
+        message = _message(exc)
         if not state or state[:2] in _AWAY or state == "42501":
             return Unavailable(f"the database: {message or type(exc).__name__}")
         return NotApplicable(message)
+
+
+def _message(exc: BaseException) -> str:
+    """The server's words without the values of the row (`Failing row contains (…)`), which may be secret."""
+    lines = str(exc).strip().split("\nCONTEXT")[0].splitlines()
+    return " ".join(line for line in lines if not line.startswith("DETAIL:  Failing row"))
 
 
 def _row(table: ListedTable, alias: str, columns: Iterable[Column] | None = None) -> str:

@@ -173,7 +173,10 @@ class Sqlite:
         if not url.database or url.database == ":memory:":
             raise Misconfigured("database.url: a database file is needed, as in sqlite:////path/st.db")
         engine = create_engine(
-            url, poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}
+            url,
+            poolclass=NullPool,
+            hide_parameters=True,
+            connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
         )
 
         @event.listens_for(engine, "connect")

@@ -257,7 +257,7 @@ def test_a_killed_database_loses_nothing(
             server.start()
         node.engine.dispose()  # the test's own connections are dead too
         assert_whole(cluster)
-        assert node.status()["service"] == "running", "the lock of the running service is lost"
+        wait_told(lambda: node.status()["service"] == "running", node.status, 10)
         second = node.command("run", timeout_s=20)
         assert second.returncode == 3, second.stderr
         assert [one.stop() for one in cluster.nodes.values()] == [0, 0]
