@@ -19,8 +19,6 @@ from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import SCHEMA, TABLES, MakeCluster
 
-pytestmark = pytest.mark.long
-
 SEEDS = [1]
 LONG_SEEDS = [pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12)]
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)

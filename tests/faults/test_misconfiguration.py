@@ -18,8 +18,6 @@ from tests.faults.conftest import wait_running, wait_told
 from tests.harness import Node
 from tests.integration.conftest import SCHEMA, MakeCluster
 
-pytestmark = pytest.mark.long
-
 Done = subprocess.CompletedProcess[str]
 
 

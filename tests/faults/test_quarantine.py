@@ -9,8 +9,6 @@ from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
-pytestmark = pytest.mark.long
-
 
 def listed(node: Node) -> list[dict[str, Any]]:
     found = node.command("quarantine", "list", "--json")

@@ -1,0 +1,96 @@
+"""A change that waits is never allowed to bring back what a later one has set (TRAPS 29)."""
+
+import pytest
+
+from common.changes import Frame, Kind
+from common.schema import Column, ListedTable, Table
+from consumer.overtaking import Later, Waiting
+from consumer.plan import Step
+
+COLUMNS = ("id", "a", "b")
+TABLE = ListedTable(Table("t", tuple(Column(name, "int", False, False) for name in COLUMNS), ("id",)))
+KEY_ONLY = ("id",)
+
+
+def step(kind: str, rows: str, columns: tuple[str, ...] = COLUMNS) -> Step:
+    return Step("t", Kind(kind), columns, 1, rows)
+
+
+def left(waiting: Step, *later: Step, failed: frozenset[str] = frozenset()) -> Step | None:
+    seen = Later()
+    for one in later:
+        seen.see(Frame(one.table, one.kind, one.columns, 1, one.rows), TABLE, failed=failed)
+    return seen.left_of(waiting, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "later"),
+    [
+        (step("U", "[1,2,3]"), step("U", "[1,4,5]")),
+        (step("I", "[1,2,3]"), step("D", "[1]", KEY_ONLY)),
+        (step("D", "[1]", KEY_ONLY), step("I", "[1,4,5]")),
+        (step("U", "[1,2,3]"), step("K", "[1,9,4,5]")),
+        (step("U", "[9,2,3]"), step("K", "[1,9,4,5]")),
+        (step("U", "[1,2,3]"), step("T", "[]")),
+        (step("K", "[1,2,3,4]"), step("T", "[]")),
+        (step("I", "[1,2]", ("id", "a")), step("U", "[1,7,8]")),
+    ],
+)
+def test_what_a_later_change_settles_is_given_up(waiting: Step, later: Step) -> None:
+    assert left(waiting, later) is None
+
+
+def test_another_row_settles_nothing() -> None:
+    waiting = step("U", "[1,2,3]")
+    assert left(waiting, step("U", "[2,4,5]"), step("D", "[3]", KEY_ONLY)) == waiting
+
+
+def test_what_a_later_change_does_not_set_is_still_due() -> None:
+    """A program may write a change of some columns alone (README, outbox)."""
+    assert left(step("I", "[1,2,3]"), step("U", "[1,8]", ("id", "b"))) == step("I", "[1,2]", ("id", "a"))
+
+
+def test_a_later_change_of_some_columns_that_failed_too_settles_nothing() -> None:
+    """Both wait: the older one makes the row that the newer needs."""
+    waiting = step("I", "[1,2,3]")
+    assert left(waiting, step("U", "[1,8]", ("id", "b")), failed=frozenset({"1"})) == waiting
+
+
+def test_a_key_update_keeps_the_half_that_is_due() -> None:
+    waiting = step("K", "[1,2,3,4]")
+    assert left(waiting, step("U", "[2,8,9]")) == step("D", "[1]", KEY_ONLY)
+    assert left(waiting, step("I", "[1,8,9]")) == step("U", "[2,3,4]")
+    assert left(waiting, step("I", "[1,8,9]"), step("D", "[2]", KEY_ONLY)) is None
+
+
+def waiting(*steps: tuple[int, Step]) -> Waiting:
+    made = Waiting({"t": TABLE})
+    for place, one in steps:
+        made.add(place, one, "why")
+    return made
+
+
+def test_within_a_unit_only_earlier_changes_are_settled() -> None:
+    many = waiting((1, step("U", "[1,2,3]")), (5, step("U", "[1,6,7]")))
+    many.done(3, step("U", "[1,4,5]"))
+    assert many.due() == [(5, step("U", "[1,6,7]"))]
+
+
+def test_within_a_unit_a_key_update_that_went_settles_both_rows() -> None:
+    many = waiting((1, step("U", "[1,2,3]")), (2, step("D", "[9]", KEY_ONLY)), (3, step("U", "[4,2,3]")))
+    many.done(4, step("K", "[1,9,5,6]"))
+    assert many.due() == [(3, step("U", "[4,2,3]"))]
+
+
+def test_within_a_unit_a_truncation_empties_the_table() -> None:
+    many = waiting((1, step("U", "[1,2,3]")), (2, step("K", "[4,5,2,3]")))
+    many.done(3, step("T", "[]"))
+    assert many.due() == []
+
+
+def test_a_truncation_is_not_tried_again_over_rows_that_came_after_it() -> None:
+    many = waiting((1, step("T", "[]")))
+    assert many.due() == [(1, step("T", "[]"))]
+    many.done(2, step("I", "[1,2,3]"))
+    assert many.due() == []
+    assert list(many.steps) == [1]
