@@ -106,22 +106,32 @@ class Replayer:
         return True
 
     def _one_by_one(self, connection: Connection, unit: Unit) -> list[Failed]:
-        """Each change by itself, in the original order; what failed is tried again as long as anything still succeeds."""
+        """Each change by itself, in the original order; what failed is tried again as long as anything still succeeds.
+
+        What the schema defers is looked at once at the end; if it does not hold then, all is done again with a look after each.
+        """
+        with connection.begin_nested() as attempt:
+            failed = self._each(connection, unit, settle=False)
+            if self._settled(connection):
+                return failed
+            attempt.rollback()
+        return self._each(connection, unit, settle=True)
+
+    def _each(self, connection: Connection, unit: Unit, *, settle: bool) -> list[Failed]:
         waiting = Waiting(self._listed)
         for place, step in enumerate(plan.single(unit.frames())):
-            reason = self._try(connection, step, settle=False)
+            reason = self._try(connection, step, settle=settle)
             if reason is None:
                 waiting.done(place, step)
             else:
                 waiting.add(place, step, reason)
-        settle_each = not self._settled(connection)
         progress = True
         while waiting.steps and progress:
             progress = False
             for place, step in waiting.due():
                 if waiting.steps.get(place, (None, ""))[0] is not step:
                     continue  # settled or cut down by one that went just now
-                reason = self._try(connection, step, settle=settle_each)
+                reason = self._try(connection, step, settle=settle)
                 if reason is None:
                     waiting.done(place, step)
                     progress = True

@@ -29,6 +29,8 @@ from common.schema import Column, ListedTable, Table
 
 READ_ONLY = "stsync_read"
 _BUSY_TIMEOUT_S = 30.0
+_VIOLATIONS = "stsync_violations"
+_DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
 # Result codes that say that the database, not the change, is the trouble.
 _AWAY = frozenset(
     {
@@ -304,11 +306,18 @@ class Sqlite:
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect: a row that only this transaction can see, for it has the write lock."""
         connection.exec_driver_sql("INSERT INTO stsync_replaying (id) VALUES (1)")
+        connection.info.pop(_VIOLATIONS, None)
         if deferred:  # a cascading key update is captured child first: its triggers fire before the parent's own
             connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+        elif connection.exec_driver_sql(_DEFERRED_SQL).first() is not None:
+            connection.info[_VIOLATIONS] = _violations(connection)
 
     def settle(self, connection: Connection) -> None:
-        """See ReplayDialect: deferred foreign keys are checked by the commit, there is no earlier way."""
+        """See ReplayDialect: SQLite tells of deferred foreign keys at the commit only, and there is but a costly way to look
+        earlier; it is gone where each change is judged by itself, if the schema has such keys."""
+        before = connection.info.get(_VIOLATIONS)
+        if before is not None and _violations(connection) > before:
+            raise NotApplicable("FOREIGN KEY constraint failed (a deferred one)")
 
     def leave_replay(self, connection: Connection) -> None:
         """See ReplayDialect."""
@@ -320,6 +329,10 @@ class Sqlite:
         if code is None or code & 0xFF in _AWAY:
             return Unavailable(f"the database: {exc}")
         return NotApplicable(str(exc))
+
+
+def _violations(connection: Connection) -> int:
+    return len(connection.exec_driver_sql("PRAGMA foreign_key_check").all())
 
 
 def _describe(connection: Connection, name: str) -> Table:

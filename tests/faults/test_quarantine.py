@@ -278,3 +278,42 @@ def test_many_that_stay_do_not_keep_others_from_being_retried(cluster: Cluster) 
     wait_quarantined(node, 521)
     node.execute("INSERT INTO unit VALUES (2, 'two', NULL)")
     wait_for(lambda: node.rows("SELECT 1 FROM account WHERE id = 1000"), "the last one retried", 30)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_deferred_constraint_spoils_only_the_change_that_breaks_it(new_cluster: MakeCluster, kind: str) -> None:
+    """TRAPS 29: it shows at the commit only; the others of its transaction, and later ones, go on, and it heals."""
+    schema = (
+        "CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(80))",
+        "CREATE TABLE account (id BIGINT PRIMARY KEY, unit_id BIGINT REFERENCES unit (id) DEFERRABLE INITIALLY DEFERRED)",
+    )
+    cluster = new_cluster(kind, schema=schema, tables="unit\naccount\n")
+    cluster.start()
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    primary.execute("INSERT INTO account VALUES (1, 5)", "INSERT INTO unit VALUES (5, 'after its child')")
+    cluster.wait_equal()
+    node.execute("UPDATE account SET unit_id = NULL", "DELETE FROM unit")
+    primary.execute("INSERT INTO account VALUES (2, 5)", "INSERT INTO account VALUES (3, NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    assert "foreign key" in entry["reason"].lower()
+    assert node.rows("SELECT id FROM account ORDER BY id") == [(1,), (3,)]
+    primary.execute("INSERT INTO account VALUES (4, NULL)")
+    wait_arrived(cluster)
+    primary.execute("UPDATE unit SET name = 'here again'")
+    wait_quarantined(node, 0)
+    primary.execute("UPDATE account SET unit_id = NULL WHERE id = 1")
+    cluster.wait_equal()
+
+
+def test_a_cascading_key_update_with_a_change_that_fails(cluster: Cluster) -> None:
+    """TRAPS 4, 29: the child stands before its parent in SQLite's log; neither hinders the other when each is tried alone."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO account VALUES (1, 'one', NULL, NULL, NULL)", "INSERT INTO login VALUES (1, 'a', 'd')")
+    wait_arrived(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)", "UPDATE account SET id = 7 WHERE id = 1")
+    (entry,) = wait_quarantined(node, 1)
+    assert entry["table"] == "unit"
+    wait_told(lambda: node.rows("SELECT account_id FROM login") == [(7,)], lambda: node.rows("SELECT * FROM login"))
+    node.execute("DELETE FROM unit WHERE id = 900")
+    wait_quarantined(node, 0)
+    cluster.wait_equal()
