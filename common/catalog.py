@@ -7,7 +7,7 @@ from common.database import Database
 from common.dialects.base import Dialect, run
 from common.errors import Misconfigured
 from common.lists import TABLES_FILE, read_tables, resolve
-from common.schema import ListedTable
+from common.schema import Listed, ListedTable
 from common.settings import Settings
 
 
@@ -19,9 +19,26 @@ def listed_tables(database: Database, connection: Connection, settings: Settings
     listed = resolve(rules, tables, database.dialect.same_name, source)
     lines = {name: rule.line for rule in rules for name in listed if database.dialect.same_name(rule.pattern, name)}
     for table in listed.values():
+        where = f"{source}:{lines.get(table.name, '?')}"
+        _check(table, listed, where)
         if table.where:
-            _try_filter(database.dialect, connection, table, f"{source}:{lines.get(table.name, '?')}")
+            _try_filter(database.dialect, connection, table, where)
     return listed
+
+
+def _check(table: ListedTable, listed: Listed, where: str) -> None:
+    """Refuse a table whose changes could get lost (TRAPS 2)."""
+    if table.table.obstacle:
+        raise Misconfigured(f"{where}: table {table.name} cannot be captured: it {table.table.obstacle}")
+    for name in sorted(table.table.silent):
+        parent = listed.get(name)
+        if parent is None or parent.where:
+            how = "is not listed" if parent is None else "is listed with a row filter"
+            raise Misconfigured(
+                f"{where}: the database hands deletes or key updates of {name} on to {table.name} without firing triggers (ON DELETE "
+                f"or ON UPDATE CASCADE or SET NULL), and {name} {how}: they would be lost; list {name} without a filter, or make the "
+                "foreign key RESTRICT"
+            )
 
 
 def _try_filter(dialect: Dialect, connection: Connection, table: ListedTable, where: str) -> None:

@@ -13,17 +13,39 @@ class Column:
     type: str
     generated: bool = False
     required: bool = False  # NOT NULL without a default: an insert must name it
+    fixed: bool = False  # no update can set it: an identity that is always generated
+
+
+@dataclass(frozen=True)
+class OtherTrigger:
+    """A trigger that is not ours: whether it runs after the change, and whether it looks at the mark of replay."""
+
+    name: str
+    after: bool
+    minds_replay: bool
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its further unique keys."""
+    """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its further unique keys.
+
+    `silent`: the parents whose deletes and key updates the database hands on to this table without firing its triggers.
+    `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
+    """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     parents: frozenset[str] = frozenset()
     uniques: tuple[tuple[str, ...], ...] = ()
+    triggers: tuple[OtherTrigger, ...] = ()
+    silent: frozenset[str] = frozenset()
+    obstacle: str | None = None
+
+    @property
+    def followed(self) -> bool:
+        """Whether other triggers may change a row again before ours see its change: then the row as it stands is captured."""
+        return any(one.after for one in self.triggers)
 
     def column(self, name: str) -> Column | None:
         """The column of exactly that name."""

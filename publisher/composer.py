@@ -38,6 +38,8 @@ class Composer:
 
     def add(self, table: str, kind: Kind, columns: tuple[str, ...], count: int, rows: str) -> list[Batch]:
         """Append `count` changes; the batches that became full."""
+        if count > 1 and len(rows) > self._batch_bytes:  # no frame is larger than a secondary takes unless its row is
+            return [full for row in rows.split(SEPARATOR) for full in self.add(table, kind, columns, 1, row)]
         head = (table, kind, columns)
         if head != self._head or self._size >= self._batch_bytes // 2:
             self._close_frame()

@@ -1,6 +1,7 @@
 """Checks outbox rows that programs wrote themselves and brings them into the form that triggers write (INTERFACE, README)."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from common.changes import SEPARATOR, Kind
 from common.dialects.base import Dialect
 from common.errors import NotApplicable
 from common.schema import Column, ListedTable
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def canonical(
@@ -91,6 +94,8 @@ def _json(text: str, what: str) -> Any:
         return json.loads(text, parse_int=_Number, parse_float=_Number)
     except ValueError as exc:
         raise NotApplicable(f"{what} is not valid JSON") from exc
+    except RecursionError as exc:
+        raise NotApplicable(f"{what} is nested too deep") from exc
 
 
 def _value(dialect: Dialect, value: Any) -> str:
@@ -101,6 +106,8 @@ def _value(dialect: Dialect, value: Any) -> str:
     if isinstance(value, _Number):
         return dialect.json_number(value)
     if isinstance(value, str):
+        if _SURROGATE.search(value):
+            raise NotApplicable("a string holds half of a surrogate pair, which is no character")
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict) and len(value) == 1:
         ((tag, text),) = value.items()

@@ -148,7 +148,7 @@ def reject(connection: Connection, rows: Sequence[tuple[Row, str]]) -> None:
                 table_name=row.table_name,
                 kind=row.kind,
                 columns_json=row.columns_json,
-                rows_json=row.rows_json,
+                rows_json=row.rows_json.encode(errors="backslashreplace").decode(),
                 reason=reason,
                 at_ms=at,
             )

@@ -106,6 +106,8 @@ class Relay:
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
         try:
             if row.canonical:
+                if not row.rows_json.isascii():
+                    _check_text(row.rows_json)
                 kind, columns = self._head(row.kind, row.columns_json)
                 return composer.add(row.table_name, kind, columns, row.row_count, row.rows_json)
             return composer.add(
@@ -114,7 +116,7 @@ class Relay:
                 )
             )
         except (NotApplicable, ValueError) as exc:
-            unfit.append((row, str(exc)))
+            unfit.append((row, _printable(str(exc))))
             return []
 
     def _head(self, kind: str, columns_json: str) -> tuple[Kind, tuple[str, ...]]:
@@ -128,3 +130,14 @@ class Relay:
         if self._connections is None:
             self._connections = (self._database.open(read_only=True), self._database.open())
         return self._connections
+
+
+def _check_text(rows: str) -> None:
+    try:
+        rows.encode()
+    except UnicodeEncodeError as exc:
+        raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table") from exc
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

@@ -151,6 +151,7 @@ class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
 
     name: str
     errors: tuple[type[BaseException], ...]
+    replay_mark: str  # an SQL condition that holds while a transaction replays; for programs' own triggers
     read_options: Mapping[str, Any]  # execution options of connections that only read, one snapshot a transaction
 
     def quote(self, name: str) -> str:
@@ -285,8 +286,14 @@ class JsonWriter:
 
     def assignments(self, *, with_key: bool, prefix: str = "") -> str:
         """`column = arriving value` for every written column; the key itself where there is nothing else."""
-        skip = 0 if with_key or len(self.places) == len(self.keys) else len(self.keys)
-        return ", ".join(f"{prefix}{self.quote(c.name)} = x.{self.alias(i)}" for i, c in self.places[skip:])
+        settable = [(i, c) for i, c in self.places if not c.fixed or c in self.keys]
+        skip = 0 if with_key or len(settable) == len(self.keys) else len(self.keys)
+        return ", ".join(f"{prefix}{self.quote(c.name)} = x.{self.alias(i)}" for i, c in settable[skip:])
+
+    def fixed_match(self) -> str:
+        """And what no update can set is as it arrives; else the row is not taken, and so seen."""
+        fixed = [(i, c) for i, c in self.places if c.fixed and c not in self.keys]
+        return "".join(f" AND t.{self.quote(c.name)} IS NOT DISTINCT FROM x.{self.alias(i)}" for i, c in fixed)
 
     def overriding(self) -> str:
         """What an INSERT says to keep identity values as they are."""

@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 from common.dialects.base import JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Column, ListedTable, Table
+from common.schema import Column, ListedTable, OtherTrigger, Table
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
@@ -32,7 +32,12 @@ SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS
 WHERE TABLE_SCHEMA = DATABASE() AND INDEX_NAME = 'PRIMARY' ORDER BY TABLE_NAME, SEQ_IN_INDEX
 """
 _PARENTS_SQL = """
-SELECT DISTINCT TABLE_NAME, REFERENCED_TABLE_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = DATABASE()
+SELECT TABLE_NAME, REFERENCED_TABLE_NAME, MAX(DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL'))
+FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = DATABASE() GROUP BY TABLE_NAME, REFERENCED_TABLE_NAME
+"""
+_OTHERS_SQL = """
+SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_TIMING = 'AFTER', ACTION_STATEMENT LIKE '%%@stsync_replay%%'
+FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'stsync\\\\_%%' ORDER BY TRIGGER_NAME
 """
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
@@ -85,13 +90,15 @@ def _json(columns: Iterable[tuple[str, Column]]) -> str:
 
 
 class MariadbWriter(JsonWriter):
-    """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index."""
+    """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index, and so the
+    columns that the row filter names, so that it means the same as over the table."""
 
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
         """See JsonWriter."""
-        wanted = list(columns)
+        wanted, filtered = list(columns), self.where.lower()
         table = ", ".join(
-            f"c{place} {_json_type(c, c in self.keys)} PATH '$[{place}]' ERROR ON ERROR" for place, c, _ in wanted
+            f"c{place} {_json_type(c, typed=c in self.keys or c.name.lower() in filtered)} PATH '$[{place}]' ERROR ON ERROR"
+            for place, c, _ in wanted
         )
         values = ", ".join(f"{_from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
         return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"
@@ -114,10 +121,10 @@ class MariadbWriter(JsonWriter):
         return f"UPDATE {self.target} t JOIN ({rows}) x ON {self.key_match('stsync_old_')} SET {sets} WHERE TRUE{self.local_filter()}"
 
 
-def _json_type(column: Column, is_key: bool) -> str:
+def _json_type(column: Column, *, typed: bool) -> str:
     base = _base(column)
     if (
-        is_key
+        typed
         and base not in _BINARY
         and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}
     ):
@@ -141,6 +148,7 @@ class Mariadb:
     """The MariaDB dialect (10.6 and later)."""
 
     name = "mariadb"
+    replay_mark = "@stsync_replay IS NOT NULL"
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
     read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
 
@@ -212,8 +220,14 @@ class Mariadb:
         for table, name in connection.exec_driver_sql(_KEYS_SQL):
             keys.setdefault(table, []).append(name)
         parents: dict[str, set[str]] = {}
-        for table, parent in connection.exec_driver_sql(_PARENTS_SQL):
+        silent: dict[str, set[str]] = {}
+        for table, parent, cascades in connection.exec_driver_sql(_PARENTS_SQL):
             parents.setdefault(table, set()).add(parent)
+            if cascades:
+                silent.setdefault(table, set()).add(parent)
+        others: dict[str, list[OtherTrigger]] = {}
+        for table, name, after, minds in connection.exec_driver_sql(_OTHERS_SQL):
+            others.setdefault(table, []).append(OtherTrigger(name, bool(after), bool(minds)))
         found = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
             Table(
@@ -221,6 +235,8 @@ class Mariadb:
                 tuple(columns[name]),
                 tuple(keys.get(name, ())),
                 frozenset(parents.get(name, ())),
+                triggers=tuple(others.get(name, ())),
+                silent=frozenset(silent.get(name, ())),
             )
             for (name,) in found
         )

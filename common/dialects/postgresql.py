@@ -13,10 +13,11 @@ from sqlalchemy.pool import NullPool
 
 from common.dialects.base import JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Column, ListedTable, Table
+from common.schema import Column, ListedTable, OtherTrigger, Table
 
 CHANNEL = "stsync"
 ROWS_AN_OUTBOX_ROW = 1000
+BYTES_AN_OUTBOX_ROW = 4 << 20
 _PINNED = (
     "SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1;"
     " SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; SET standard_conforming_strings = on"
@@ -36,17 +37,29 @@ SELECT c.oid, c.relname,
           FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n), pg_attribute a
          WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.attnum),
        (SELECT array_agg(DISTINCT p.relname) FROM pg_constraint f JOIN pg_class p ON p.oid = f.confrelid
-         WHERE f.conrelid = c.oid AND f.contype = 'f')
+         WHERE f.conrelid = c.oid AND f.contype = 'f'),
+       CASE WHEN c.relkind = 'p' THEN 'is partitioned, and changes made in a partition itself would be missed'
+            WHEN EXISTS (SELECT 1 FROM pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent))
+            THEN 'inherits or is inherited from, and changes made through the other table would be missed'
+            WHEN EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
+            THEN 'has a deferrable primary key, so that two rows may have one key for a while' END
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
 _COLUMNS_SQL = """
 SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> '',
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', a.attidentity = 'a'
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
  JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
+"""
+_OTHERS_SQL = """
+SELECT t.tgrelid, t.tgname, t.tgtype & 66 = 0, pg_get_triggerdef(t.oid) || p.prosrc LIKE '%%stsync.replay%%'
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
+WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND c.relnamespace = current_schema()::regnamespace
+ AND t.tgname NOT LIKE 'stsync\\_%%' AND t.tgname NOT LIKE 'A0\\_stsync\\_%%'
+ORDER BY t.tgname
 """
 _INSTALLED_SQL = """
 SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
@@ -88,7 +101,7 @@ class PostgresqlWriter(JsonWriter):
         """See JsonWriter."""
         return (
             f"UPDATE {self.target} t SET {self.assignments(with_key=False)} FROM ({self.rows_in()}) x"
-            f" WHERE {self.key_match()}{self.local_filter()}"
+            f" WHERE {self.key_match()}{self.fixed_match()}{self.local_filter()}"
         )
 
     def delete_sql(self) -> str:
@@ -100,7 +113,7 @@ class PostgresqlWriter(JsonWriter):
         rows = self.rows_in(offset=len(self.keys), old_key=True)
         return (
             f"UPDATE {self.target} t SET {self.assignments(with_key=True)} FROM ({rows}) x"
-            f" WHERE {self.key_match('stsync_old_')}{self.local_filter()}"
+            f" WHERE {self.key_match('stsync_old_')}{self.fixed_match()}{self.local_filter()}"
         )
 
 
@@ -136,6 +149,7 @@ class Postgresql:
     """The PostgreSQL dialect (15 and later)."""
 
     name = "postgresql"
+    replay_mark = "current_setting('stsync.replay', true) = 'on'"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
     read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
 
@@ -194,12 +208,22 @@ class Postgresql:
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
         columns: dict[int, list[Column]] = {}
-        for oid, name, kind, generated, required in connection.exec_driver_sql(_COLUMNS_SQL):
-            columns.setdefault(oid, []).append(Column(name, kind, bool(generated), bool(required)))
+        for oid, *column in connection.exec_driver_sql(_COLUMNS_SQL):
+            columns.setdefault(oid, []).append(Column(*column))
+        others: dict[int, list[OtherTrigger]] = {}
+        for oid, *trigger in connection.exec_driver_sql(_OTHERS_SQL):
+            others.setdefault(oid, []).append(OtherTrigger(*trigger))
         rows = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
-            Table(name, tuple(columns.get(oid, ())), tuple(key or ()), frozenset(parents or ()))
-            for oid, name, key, parents in rows
+            Table(
+                name,
+                tuple(columns.get(oid, ())),
+                tuple(key or ()),
+                frozenset(parents or ()),
+                triggers=tuple(others.get(oid, ())),
+                obstacle=obstacle,
+            )
+            for oid, name, key, parents, obstacle in rows
         )
 
     def same_name(self, left: str, right: str) -> bool:
@@ -318,10 +342,14 @@ def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Seque
 
 
 def _gathered(table: ListedTable, kind: str, rows: str, columns: Sequence[Column] | None = None) -> str:
-    """One outbox row for up to ROWS_AN_OUTBOX_ROW changes; `rows` is a SELECT of the row's JSON text as j."""
+    """One outbox row for up to ROWS_AN_OUTBOX_ROW changes and about BYTES_AN_OUTBOX_ROW; `rows` is a SELECT of the row's JSON
+    text as j."""
+    number = f"(row_number() OVER w - 1) / {ROWS_AN_OUTBOX_ROW} AS g"
+    size = f"sum(length(q.j)) OVER w / {BYTES_AN_OUTBOX_ROW} AS b"
     return (
         _outbox(table, kind, "string_agg(z.j, E',\\n')", "count(*)", columns)
-        + f" FROM (SELECT q.j, (row_number() OVER () - 1) / {ROWS_AN_OUTBOX_ROW} AS g FROM ({rows}) q) z GROUP BY z.g ORDER BY z.g;"
+        + f" FROM (SELECT q.j, {number}, {size} FROM ({rows}) q WINDOW w AS (ROWS UNBOUNDED PRECEDING)) z"
+        " GROUP BY z.g, z.b ORDER BY z.g, z.b;"
     )
 
 
@@ -334,16 +362,26 @@ def _filtered(table: ListedTable) -> str:
 
 
 def _insert_body(table: ListedTable) -> str:
-    return _gathered(table, "I", f"SELECT {_row(table, 'q')} AS j FROM stsync_new q{_filtered(table)}")
+    rows = f"SELECT {_row(table, 'q')} AS j FROM stsync_new q{_filtered(table)}"
+    if table.table.followed:
+        rows = f"SELECT {_row(table, 's')} AS j FROM stsync_new n {_standing(table)} WHERE {_inside(table, 's')}"
+    return _gathered(table, "I", rows)
 
 
 def _delete_body(table: ListedTable) -> str:
-    return _gathered(
-        table,
-        "D",
-        f"SELECT {_row(table, 'q', table.key)} AS j FROM stsync_old q{_filtered(table)}",
-        table.key,
-    )
+    rows = f"SELECT {_row(table, 'q', table.key)} AS j FROM stsync_old q{_filtered(table)}"
+    if table.table.followed:
+        keys = ", ".join(quote(c.name) for c in table.key)
+        gone = f"SELECT {keys} FROM stsync_old{_filtered(table)} EXCEPT SELECT {keys} FROM {quote(table.name)}{_filtered(table)}"
+        rows = f"SELECT {_row(table, 'q', table.key)} AS j FROM ({gone}) q"
+    return _gathered(table, "D", rows, table.key)
+
+
+def _standing(table: ListedTable) -> str:
+    """Joins to n the rows as they stand, called s: a trigger of another program may have changed them again by now, and what
+    that did was captured before (a statement's own triggers come after its row triggers and all that they do)."""
+    keys = " AND ".join(f"s.{quote(c.name)} = n.{quote(c.name)}" for c in table.key)
+    return f"JOIN {quote(table.name)} s ON {keys}"
 
 
 def _rekeyed(table: ListedTable, old: str, new: str) -> str:
@@ -353,17 +391,21 @@ def _rekeyed(table: ListedTable, old: str, new: str) -> str:
 def _update_body(table: ListedTable) -> str:
     join = " AND ".join(f"n.{quote(c.name)} = o.{quote(c.name)}" for c in table.key)
     pairs = f"FROM stsync_new n JOIN stsync_old o ON {join} AND NOT ({_rekeyed(table, 'o', 'n')})"
+    now = "n"
+    if table.table.followed:
+        pairs, now = f"{pairs} {_standing(table)}", "s"
     rest = table.columns[len(table.key) :]
+    old, new = _inside(table, "o"), _inside(table, now)
     body = ""
     if rest:
         news, olds = (", ".join(f"{a}.{quote(c.name)}::text" for c in rest) for a in "no")
         changed = f"ARRAY[{news}] IS DISTINCT FROM ARRAY[{olds}]"
-        both = f" AND {_inside(table, 'o')} AND {_inside(table, 'n')}" if table.where else ""
-        body = _gathered(table, "U", f"SELECT {_row(table, 'n')} AS j {pairs} WHERE {changed}{both}")
+        both = f" AND {old} AND {new}" if table.where else ""
+        body = _gathered(table, "U", f"SELECT {_row(table, now)} AS j {pairs} WHERE {changed}{both}")
     if not table.where:
         return body or "PERFORM 1 WHERE false;"
-    gone = f"SELECT {_row(table, 'o', table.key)} AS j {pairs} WHERE {_inside(table, 'o')} AND NOT {_inside(table, 'n')}"
-    come = f"SELECT {_row(table, 'n')} AS j {pairs} WHERE {_inside(table, 'n')} AND NOT {_inside(table, 'o')}"
+    gone = f"SELECT {_row(table, 'o', table.key)} AS j {pairs} WHERE {old} AND NOT {new}"
+    come = f"SELECT {_row(table, now)} AS j {pairs} WHERE {new} AND NOT {old}"
     found = f"IF FOUND THEN NOTIFY {CHANNEL}; END IF;"
     return "\n  ".join([body, found, _gathered(table, "D", gone, table.key), found, _gathered(table, "I", come)])
 

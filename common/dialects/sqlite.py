@@ -1,6 +1,7 @@
 """SQLite (WAL): row triggers, typed values through bound parameters, `data_version` as a poll that costs microseconds."""
 
 import fcntl
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,14 @@ from common.dialects.base import (
 )
 from common.dialects.polling import PollWaker
 from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
-from common.schema import Column, ListedTable, Table
+from common.schema import Column, ListedTable, OtherTrigger, Table
 
 READ_ONLY = "stsync_read"
 _BUSY_TIMEOUT_S = 30.0
+_OTHERS_SQL = """
+SELECT tbl_name, name, sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' ORDER BY name
+"""
+_BEFORE = re.compile(r"(?is)\s*CREATE\s+(?:TEMP\w*\s+)?TRIGGER\s+.*?\s+(?:BEFORE|INSTEAD)\s+(?:INSERT|UPDATE|DELETE|OF)\b")
 _VIOLATIONS = "stsync_violations"
 _DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
 # Result codes that say that the database, not the change, is the trouble.
@@ -57,6 +62,11 @@ def quote(name: str) -> str:
 
 def _literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
+
+
+def _text(raw: bytes) -> str:
+    """Whatever a program stored as text: bytes that are no UTF-8 become lone surrogates, which the relay knows (TRAPS 30)."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _value(reference: str) -> str:
@@ -103,19 +113,15 @@ class SqliteWriter:
         here = f" AND ({where})" if where else ""
         match = " AND ".join(f"{quote(c.name)} = ?{i + 1}" for i, c in enumerate(keys))
 
-        def arriving(offset: int) -> str:
-            chosen = ", ".join(f"?{i + 1 + offset} AS {quote(c.name)}" for i, c in places)
-            return f"(SELECT {chosen})"
-
         def inside(offset: int) -> str:
-            return f" AND EXISTS (SELECT 1 FROM {arriving(offset)} WHERE ({where}))" if where else ""
+            arriving = _typed(table, {c.name: f"?{i + 1 + offset}" for i, c in places})
+            return f" AND EXISTS (SELECT 1 FROM {arriving} WHERE ({where}))" if where else ""
 
         columns = ", ".join(quote(c.name) for _, c in places)
-        filtered = f" WHERE ({where})" if where else " WHERE 1"
+        marks = ", ".join(f"?{i + 1}" for i, _ in places)
         self._width = width
-        selected = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {arriving(0)}{filtered}"
-        plain = f"INSERT INTO {target} ({columns}) VALUES ({', '.join(f'?{i + 1}' for i, _ in places)})"
-        self._insert = selected if where else plain
+        selected = f"INSERT INTO {target} ({columns}) SELECT {marks} WHERE 1{inside(0)}"
+        self._insert = selected if where else f"INSERT INTO {target} ({columns}) VALUES ({marks})"
         self._missing = f"{selected} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
         sets = [f"{quote(c.name)} = ?{i + 1}" for i, c in (places[width:] or places)]
         self._update = f"UPDATE {target} SET {', '.join(sets)} WHERE {match}{here}{inside(0)}"
@@ -144,6 +150,15 @@ class SqliteWriter:
         return _many(cursor, self._rekey, row)
 
 
+def _typed(table: ListedTable, values: Mapping[str, str]) -> str:
+    """Values as a row set whose columns have the table's own affinity and collation, so that a filter means the same over it.
+
+    A compound SELECT takes both from its first part; the LIMIT keeps SQLite from taking it apart again.
+    """
+    names, given = ", ".join(map(quote, values)), ", ".join(values.values())
+    return f"(SELECT {names} FROM {quote(table.name)} WHERE 0 UNION ALL SELECT {given} LIMIT -1)"
+
+
 def _many(cursor: Cursor, statement: str, rows: str) -> int:
     cursor.executemany(statement, values(rows))
     return cursor.rowcount
@@ -153,6 +168,7 @@ class Sqlite:
     """The SQLite dialect (3.40 and later)."""
 
     name = "sqlite"
+    replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
     read_options: Mapping[str, Any] = {READ_ONLY: True}
 
@@ -195,6 +211,9 @@ class Sqlite:
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
             reading = connection.get_execution_options().get(READ_ONLY)
+            if reading:
+                driver: Any = connection.connection.driver_connection
+                driver.text_factory = _text
             connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
         @event.listens_for(engine, "commit")
@@ -253,7 +272,11 @@ class Sqlite:
             "SELECT name FROM sqlite_master WHERE type = 'table'"
             " AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
         )
-        return by_name([_describe(connection, name) for (name,) in names.all()])
+        others: dict[str, list[OtherTrigger]] = {}
+        for table, trigger, sql in connection.exec_driver_sql(_OTHERS_SQL):
+            after = not _BEFORE.match(sql)
+            others.setdefault(table.lower(), []).append(OtherTrigger(trigger, after, "stsync_replaying" in sql.lower()))
+        return by_name([_describe(connection, name, others.get(name.lower(), ())) for (name,) in names.all()])
 
     def same_name(self, left: str, right: str) -> bool:
         """SQLite compares ASCII letters without case."""
@@ -272,9 +295,11 @@ class Sqlite:
 
     def triggers(self, table: ListedTable) -> list[Trigger]:
         """See CaptureDialect."""
-        insert = _emit(table, "I", _row([("NEW", c) for c in table.columns]), table.columns)
-        delete = _emit(table, "D", _row([("OLD", c) for c in table.key]), table.key)
-        update = _emit(table, "U", _row([("NEW", c) for c in table.columns]), table.columns)
+        now, standing = ("s", _standing(table, "NEW")) if table.table.followed else ("NEW", "")
+        still = f" WHERE NOT EXISTS (SELECT 1{_standing(table, 'OLD')})" if table.table.followed else ""
+        insert = _emit(table, "I", _row([(now, c) for c in table.columns]), table.columns, standing)
+        delete = _emit(table, "D", _row([("OLD", c) for c in table.key]), table.key, still)
+        update = _emit(table, "U", _row([(now, c) for c in table.columns]), table.columns, standing)
         rekey = _emit(
             table,
             "K",
@@ -335,7 +360,7 @@ def _violations(connection: Connection) -> int:
     return len(connection.exec_driver_sql("PRAGMA foreign_key_check").all())
 
 
-def _describe(connection: Connection, name: str) -> Table:
+def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger]) -> Table:
     columns, keys = [], []
     for _, column, kind, notnull, default, key, hidden in connection.exec_driver_sql(
         f"PRAGMA table_xinfo({quote(name)})"
@@ -347,7 +372,12 @@ def _describe(connection: Connection, name: str) -> Table:
     indexes = connection.exec_driver_sql(f"PRAGMA index_list({quote(name)})").all()
     uniques = tuple(_indexed(connection, row[1]) for row in indexes if row[2] and row[3] != "pk" and not row[4])
     return Table(
-        name, tuple(columns), tuple(column for _, column in sorted(keys)), frozenset(parents), tuple(filter(None, uniques))
+        name,
+        tuple(columns),
+        tuple(column for _, column in sorted(keys)),
+        frozenset(parents),
+        tuple(filter(None, uniques)),
+        tuple(others),
     )
 
 
@@ -357,12 +387,22 @@ def _indexed(connection: Connection, index: str) -> tuple[str, ...]:
     return () if None in names else tuple(names)
 
 
-def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
+def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column], source: str = "") -> str:
     names = columns_json(c.name for c in columns)
     return (
         "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1);"
+        f" SELECT {_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1{source};"
     )
+
+
+def _standing(table: ListedTable, alias: str) -> str:
+    """FROM the row as it stands inside the row filter, called s: a trigger of another program may have changed it again by
+    now, and what that did may have been captured before (the order of triggers is not defined)."""
+    keys = " AND ".join(f"s.{quote(c.name)} = {alias}.{quote(c.name)}" for c in table.key)
+    columns = ", ".join(quote(c.name) for c in table.table.columns)
+    inside = f" WHERE ({table.where})" if table.where else ""
+    source = f"(SELECT {columns} FROM {quote(table.name)}{inside})" if table.where else quote(table.name)
+    return f" FROM {source} s WHERE {keys}"
 
 
 def _replaced(table: ListedTable) -> list[Trigger]:
@@ -411,8 +451,8 @@ def _trigger(
 def _inside(table: ListedTable, alias: str) -> str:
     if not table.where:
         return ""
-    names = ", ".join(f"{alias}.{quote(c.name)} AS {quote(c.name)}" for c in table.table.columns)
-    return f"COALESCE((SELECT ({table.where}) FROM (SELECT {names})), 0)"
+    values = {c.name: f"{alias}.{quote(c.name)}" for c in table.table.columns}
+    return f"COALESCE((SELECT ({table.where}) FROM {_typed(table, values)}), 0)"
 
 
 def _same(columns: Iterable[Column]) -> str:

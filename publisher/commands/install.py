@@ -32,6 +32,14 @@ def install(
     done = capture.install(database, settings)
     tables = f"{len(done.listed)} tables under capture in {database.address}"
     typer.echo(f"{tables}: {', '.join(done.listed) or 'none'}")
+    for table in done.listed.values():
+        for trigger in table.table.triggers:
+            if not trigger.minds_replay:
+                typer.echo(
+                    f"table {table.name}: trigger {trigger.name} is not stsync's and will also run when changes are applied on a "
+                    f"secondary; where that is wrong, let it do nothing while {database.dialect.replay_mark}",
+                    err=True,
+                )
     if not done.listed:
         typer.echo("nothing is synchronized: the list selects no table", err=True)
 

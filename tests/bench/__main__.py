@@ -21,7 +21,6 @@ from tests.bench.peers import PEERS, Peer
 KINDS = ("postgresql", "mariadb", "sqlite")
 JOBS = ("lag", "tx", "triggers", "bulk", "idle")
 _QUIET = 0.1  # share of the processors that others may use during a job; else it is done again
-_ATTEMPTS = 3
 Job = Callable[[], work.Results]
 
 
@@ -65,11 +64,10 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=sys.modules["tests.bench"].__doc__)
-    parser.add_argument(
-        "kinds", nargs="*", choices=[*KINDS, []], metavar="sqlite|postgresql|mariadb", help="default: all three"
-    )
+    parser.add_argument("kinds", nargs="*", metavar="sqlite|postgresql|mariadb", help="default: all three")
     parser.add_argument("--peers", action="store_true", help="the databases' own replication too, job by job in turn")
     parser.add_argument("--runs", type=int, default=3, help="how many runs to take the median of (default 3)")
+    parser.add_argument("--attempts", type=int, default=3, help="how often a job is done until others are quiet (default 3)")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), help="default: all")
     parser.add_argument(
         "--directory", type=Path, help="where all data go (default: as $TMPDIR says); /dev/shm measures without a disk"
@@ -77,8 +75,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     options = parser.parse_args()
     options.kinds = options.kinds or list(KINDS)
-    if options.runs < 1:
-        parser.error("--runs: at least 1")
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(KINDS)}")
+    if options.runs < 1 or options.attempts < 1:
+        parser.error("--runs, --attempts: at least 1")
     return options
 
 
@@ -96,15 +96,15 @@ def _measure(kind: str, options: argparse.Namespace, measured: Measured, noise: 
             peer.start()
         for run in range(1, options.runs + 1):
             for label, name, job in _jobs(own, peer, options.jobs):
-                results = _quietly(f"run {run}, {label}, {name}", job, root, noise)
+                results = _quietly(f"run {run}, {label}, {name}", job, options.attempts, root, noise)
                 for key, value in results.items():
                     measured.setdefault(label, {}).setdefault(key, []).append(value)
 
 
-def _quietly(title: str, job: Job, root: Path, noise: Noise) -> work.Results:
+def _quietly(title: str, job: Job, most: int, root: Path, noise: Noise) -> work.Results:
     """The job's results from the quietest of a few attempts; the first is enough when others leave the machine alone."""
     attempts: list[tuple[float, work.Results]] = []
-    while len(attempts) < _ATTEMPTS and (not attempts or attempts[-1][0] > _QUIET):
+    while len(attempts) < most and (not attempts or attempts[-1][0] > _QUIET):
         wait_quiet(_QUIET)
         noise.fsync_ms += fsync_ms(root)
         neighbours = Neighbours()

@@ -86,7 +86,7 @@ class Neighbours:
         return max(0.0, used / (time.monotonic() - at) / (os.cpu_count() or 1))
 
 
-def wait_quiet(limit: float, patience_s: float = 60.0) -> None:
+def wait_quiet(limit: float, patience_s: float = 10.0) -> None:
     """Wait until others leave the machine alone for a second, but no longer than the patience."""
     until = time.monotonic() + patience_s
     while time.monotonic() < until:

@@ -1,0 +1,263 @@
+"""Where capture meets what other programs put into the database: their triggers, filters, wide rows, bad rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from common.errors import Misconfigured
+from publisher import capture
+from tests.conftest import NewDatabase
+from tests.harness import Cluster, Node, make_cluster
+from tests.integration.conftest import MakeCluster
+
+NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
+ITEM = "CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40), stamp BIGINT NOT NULL DEFAULT 0)"
+PG_STAMP = """CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+ IF current_setting('stsync.replay', true) = 'on' OR pg_trigger_depth() > 1 THEN RETURN NULL; END IF;
+ UPDATE item SET stamp = stamp + 1 WHERE id = NEW.id; RETURN NULL; END $$"""
+PG_BACK = """CREATE FUNCTION back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+ IF current_setting('stsync.replay', true) = 'on' THEN RETURN NULL; END IF;
+ IF OLD.id = 7 THEN INSERT INTO item VALUES (7, 'never goes', 0); END IF; RETURN NULL; END $$"""
+STAMPING = {
+    "postgresql": [
+        PG_STAMP,
+        PG_BACK,
+        "CREATE TRIGGER b_stamp AFTER INSERT OR UPDATE ON item FOR EACH ROW EXECUTE FUNCTION stamp()",
+        "CREATE TRIGGER b_back AFTER DELETE ON item FOR EACH ROW EXECUTE FUNCTION back()",
+    ],
+    "sqlite": [
+        "CREATE TRIGGER b_stamp AFTER INSERT ON item WHEN NOT EXISTS (SELECT 1 FROM stsync_replaying)"
+        " BEGIN UPDATE item SET stamp = stamp + 1 WHERE id = NEW.id; END",
+        "CREATE TRIGGER b_again AFTER UPDATE OF name ON item WHEN NOT EXISTS (SELECT 1 FROM stsync_replaying)"
+        " BEGIN UPDATE item SET stamp = stamp + 1 WHERE id = NEW.id; END",
+        "CREATE TRIGGER b_back AFTER DELETE ON item WHEN OLD.id = 7 AND NOT EXISTS (SELECT 1 FROM stsync_replaying)"
+        " BEGIN INSERT INTO item VALUES (7, 'never goes', 0); END",
+    ],
+}
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
+@pytest.mark.parametrize("tables", ["item\n", 'item where="stamp < 3"\n'], ids=["whole", "filtered"])
+def test_a_row_that_a_trigger_changes_again_arrives_as_it_stands(
+    new_cluster: MakeCluster, database_kind: str, tables: str
+) -> None:
+    """TRAPS 2: the inner change is captured before the outer one, and must not be overwritten by it."""
+    cluster: Cluster = new_cluster(database_kind, schema=(ITEM,), tables=tables, nodes=("st1", "st2"))
+    primary = cluster.primary
+    primary.execute(*STAMPING[database_kind])  # after ours: SQLite runs the youngest trigger first
+    with primary.database.connect() as connection:
+        again = capture.plan(primary.database, connection, primary.settings)
+    assert again.sql, "`install` notices the new triggers"
+    assert primary.command("install").returncode == 0
+    cluster.start()
+    primary.execute("INSERT INTO item VALUES (1, 'one', 0), (2, 'two', 0), (7, 'seven', 0)")
+    cluster.wait_equal()
+    primary.execute("UPDATE item SET name = 'eins' WHERE id = 1", "DELETE FROM item WHERE id IN (2, 7)")
+    cluster.wait_equal()
+    primary.execute("UPDATE item SET name = 'un' WHERE id = 1", "UPDATE item SET id = 3 WHERE id = 1")
+    cluster.wait_equal()
+    stamps = {"postgresql": (3, 4), "sqlite": (3, 3)}[database_kind]
+    assert primary.rows("SELECT id, stamp FROM item WHERE id = 3") == [stamps]
+
+
+def test_install_names_triggers_that_would_run_again_in_replay(new_node: "NewNode", database_kind: str) -> None:
+    """DESIGN §4: what another program's trigger does is captured on the primary, and would happen twice on a secondary."""
+    node = new_node((ITEM, "CREATE TABLE log (id BIGINT PRIMARY KEY)"), "item\n")
+    body = {
+        "postgresql": "FOR EACH ROW EXECUTE FUNCTION other()",
+        "mariadb": "FOR EACH ROW INSERT INTO log VALUES (NEW.id)",
+        "sqlite": "BEGIN INSERT INTO log VALUES (NEW.id); END",
+    }
+    if database_kind == "postgresql":
+        node.execute("CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$")
+    node.execute(f"CREATE TRIGGER other AFTER INSERT ON item {body[database_kind]}")
+    done = node.command("install")
+    assert done.returncode == 0
+    assert "trigger other" in done.stderr
+    assert node.database.dialect.replay_mark in done.stderr
+
+
+class NewNode:
+    """Makes primaries with capture installed and no service: what stands in the outbox stays there."""
+
+    def __init__(self, directory: Path, kind: str, new_database: NewDatabase) -> None:
+        self._directory, self._kind, self._new_database = directory, kind, new_database
+        self.made: list[Node] = []
+
+    def __call__(self, schema: tuple[str, ...], tables: str) -> Node:
+        home = self._directory / str(len(self.made))
+        cluster = make_cluster(home, self._kind, NO_BROKER, self._new_database, schema=schema, tables=tables, nodes=("st1",))
+        self.made.append(cluster.primary)
+        return cluster.primary
+
+
+@pytest.fixture
+def new_node(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[NewNode]:
+    factory = NewNode(tmp_path, database_kind, new_database)
+    yield factory
+    for node in factory.made:
+        node.close()
+
+
+def refused(node: Node, tables: str) -> str:
+    (node.home / "conf/sync_tables.conf").write_text(tables)
+    with pytest.raises(Misconfigured) as caught:
+        capture.install(node.database, node.settings)
+    assert node.command("install").returncode == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_a_cascade_that_fires_no_trigger_needs_its_parent_whole(new_node: NewNode) -> None:
+    """TRAPS 2: MariaDB fires no triggers for cascades; the secondary does the same only where it has the same parent."""
+    schema = (
+        "CREATE TABLE parent (id BIGINT PRIMARY KEY, kind INT)",
+        "CREATE TABLE child (id BIGINT PRIMARY KEY, parent BIGINT, FOREIGN KEY (parent) REFERENCES parent (id) ON DELETE SET NULL)",
+    )
+    node = new_node(schema, "parent\nchild\n")
+    for tables in ("child\n", 'parent where="kind = 1"\nchild\n'):
+        reason = refused(node, tables)
+        assert "parent" in reason
+        assert "child" in reason
+        assert "sync_tables.conf:" in reason
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_tables_that_cannot_be_captured_whole_are_refused(new_node: NewNode) -> None:
+    """TRAPS 2: a partition's own changes fire no trigger of the whole; so with inheritance."""
+    schema = (
+        "CREATE TABLE plain (id BIGINT PRIMARY KEY)",
+        "CREATE TABLE parts (id BIGINT PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE base (id BIGINT PRIMARY KEY)",
+        "CREATE TABLE derived (PRIMARY KEY (id)) INHERITS (base)",
+        "CREATE TABLE late (id BIGINT PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)",
+    )
+    node = new_node(schema, "plain\n")
+    assert "partition" in refused(node, "parts\n")
+    assert "inherit" in refused(node, "base\n")
+    assert "inherit" in refused(node, "derived\n")
+    assert "deferrable" in refused(node, "late\n")
+
+
+FILTERED = {
+    "sqlite": ("CREATE TABLE f (id INTEGER PRIMARY KEY, code TEXT, tag TEXT COLLATE NOCASE)", 'f where="code = 5 AND tag = \'x\'"\n'),
+    "mariadb": (
+        "CREATE TABLE f (id BIGINT PRIMARY KEY, code VARCHAR(9), tag VARCHAR(9) COLLATE utf8mb4_general_ci, n DECIMAL(9,2), d DATE)",
+        "f where=\"code = 5 AND tag = 'x' AND n > 9.5 AND d > '2001-2-3'\"\n",
+    ),
+    "postgresql": (
+        "CREATE TABLE f (id BIGINT PRIMARY KEY, code VARCHAR(9), tag VARCHAR(9), n DECIMAL(9,2), d DATE)",
+        "f where=\"code = '5' AND lower(tag) = 'x' AND n > 9.5 AND d > '2001-2-3'\"\n",
+    ),
+}  # fmt: skip
+
+
+def test_a_row_filter_means_the_same_everywhere(new_cluster: MakeCluster, database_kind: str) -> None:
+    """TRAPS 32: in the triggers, over what arrives and over what stands: with the columns' own types and collations."""
+    table, listed = FILTERED[database_kind]
+    cluster: Cluster = new_cluster(database_kind, schema=(table,), tables=listed, nodes=("st1", "st2"))
+    cluster.start()
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    more = "" if database_kind == "sqlite" else ", 10.00, '2001-10-10'"
+    primary.execute(f"INSERT INTO f VALUES (1, '5', 'X'{more})", f"INSERT INTO f VALUES (2, '6', 'x'{more})")
+    cluster.wait_equal()
+    assert node.rows("SELECT id FROM f") == [(1,)]
+    primary.execute("UPDATE f SET tag = 'x' WHERE id = 1", "UPDATE f SET code = '5' WHERE id = 2")
+    cluster.wait_equal()
+    assert node.rows("SELECT id, tag FROM f ORDER BY id") == [(1, "x"), (2, "x")]
+    primary.execute("UPDATE f SET id = 9 WHERE id = 1", "UPDATE f SET tag = 'no' WHERE id = 2")
+    cluster.wait_equal()
+    assert node.rows("SELECT id FROM f") == [(9,)]
+    assert node.rows("SELECT * FROM stsync_quarantine") == []
+
+
+BAD_ROWS = {
+    "a lone surrogate": r'[1,"\ud800",0]',
+    "too deep": "[1," + "[" * 5000 + "]" * 5000 + ",0]",
+    "an object": '[1,{"a":1},0]',
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_a_row_of_the_outbox_that_is_no_change_stops_nobody(new_cluster: MakeCluster, database_kind: str, what: str) -> None:
+    """TRAPS 3: it is set aside with its reason, and everything else goes on."""
+    cluster: Cluster = new_cluster(database_kind, schema=(ITEM,), tables="item\n", nodes=("st1", "st2"))
+    cluster.start()
+    primary = cluster.primary
+    primary.execute(
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json) VALUES ('item', 'I', :columns, :rows)",
+        columns='["id","name","stamp"]',
+        rows=BAD_ROWS[what],
+    )
+    primary.execute("INSERT INTO item VALUES (5, 'five', 0)")
+    cluster.wait_equal()
+    assert primary.rows("SELECT count(*) FROM stsync_rejected") == [(1,)]
+    assert cluster.nodes["st2"].rows("SELECT id FROM item") == [(5,)]
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_text_that_is_not_utf8_is_set_aside(new_cluster: MakeCluster, database_kind: str) -> None:
+    """TRAPS 30: SQLite stores whatever bytes a program calls text; it is told, and everything else goes on."""
+    cluster: Cluster = new_cluster(database_kind, schema=(ITEM,), tables="item\n", nodes=("st1", "st2"))
+    cluster.start()
+    primary = cluster.primary
+    primary.execute("INSERT INTO item VALUES (1, CAST(x'ff80' AS TEXT), 0)", "INSERT INTO item VALUES (2, 'two', 0)")
+    primary.execute("INSERT INTO item VALUES (3, 'a' || char(0) || 'b', 0)")
+    cluster.nodes["st2"].execute("INSERT INTO item VALUES (1, CAST(x'ff80' AS TEXT), 0)")  # what cannot be sent
+    cluster.wait_equal()
+    assert primary.rows("SELECT count(*) FROM stsync_rejected WHERE reason LIKE '%UTF-8%'") == [(1,)]
+    found = cluster.nodes["st2"].rows("SELECT id, hex(name), typeof(name) FROM item WHERE id > 1 ORDER BY id")
+    assert found == [(2, "74776F", "text"), (3, "610062", "text")]
+    assert "not valid UTF-8" in primary.command("status").stdout
+
+
+def test_many_wide_rows_in_one_statement_arrive(new_cluster: MakeCluster, database_kind: str) -> None:
+    """TRAPS 27: no change in the log is larger than a secondary takes, however wide the rows of one statement are."""
+    settings = "[replay]\nmax_change_bytes = 2097152\n"
+    schema = ("CREATE TABLE wide (id BIGINT PRIMARY KEY, body TEXT)",)
+    cluster: Cluster = new_cluster(database_kind, schema=schema, tables="wide\n", nodes=("st1", "st2"), settings=settings)
+    cluster.start()
+    with cluster.primary.engine.connect() as connection:
+        connection.execute(
+            text("INSERT INTO wide VALUES (:i, :b)"), [{"i": one, "b": f"{one}" + "x" * 20_000} for one in range(300)]
+        )
+        connection.execute(
+            text(
+                "UPDATE wide SET body = body || 'y'"
+                if database_kind != "mariadb"
+                else "UPDATE wide SET body = CONCAT(body, 'y')"
+            )
+        )
+        connection.commit()
+    cluster.wait_equal()
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_a_row_wider_than_a_packet_is_an_error_for_its_writer(new_node: NewNode) -> None:
+    """TRAPS 2: MariaDB's functions give NULL beyond max_allowed_packet; the change must not be lost for it."""
+    node = new_node(("CREATE TABLE wide (id BIGINT PRIMARY KEY, body LONGTEXT, more LONGTEXT)",), "wide\n")
+    (packet,) = node.rows("SELECT @@max_allowed_packet")[0]
+    for mode in ("STRICT_ALL_TABLES", ""):
+        with node.engine.connect() as connection:
+            connection.execute(text(f"SET sql_mode = '{mode}'"))
+            with pytest.raises(Exception, match=r"(?i)null|packet"):
+                connection.execute(
+                    text("INSERT INTO wide VALUES (1, REPEAT('a', :n), REPEAT('b', :n))"), {"n": packet // 2 + 1000}
+                )
+            connection.rollback()
+    assert node.rows("SELECT count(*) FROM wide") == [(0,)]
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_an_identity_that_is_always_generated_keeps_its_value(new_cluster: MakeCluster, database_kind: str) -> None:
+    schema = ("CREATE TABLE thing (code TEXT PRIMARY KEY, n BIGINT GENERATED ALWAYS AS IDENTITY, note TEXT)",)
+    cluster: Cluster = new_cluster(database_kind, schema=schema, tables="thing\n", nodes=("st1", "st2"))
+    cluster.start()
+    primary = cluster.primary
+    primary.execute("INSERT INTO thing (code) VALUES ('gone')", "DELETE FROM thing", "INSERT INTO thing (code) VALUES ('a')")
+    primary.execute("UPDATE thing SET note = 'x'")
+    primary.execute("UPDATE thing SET code = 'b'")
+    cluster.wait_equal()
+    assert cluster.nodes["st2"].rows("SELECT code, n, note FROM thing") == [("b", 2, "x")]
