@@ -219,27 +219,27 @@ class JsonWriter:
 
     def insert(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter."""
-        cursor.execute(self._insert, (f"[{rows}]",))
-        return cursor.rowcount
+        return self.execute(cursor, self._insert, rows)
 
     def update(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter."""
-        cursor.execute(self._update, (f"[{rows}]",))
-        return cursor.rowcount
+        return self.execute(cursor, self._update, rows)
 
     def insert_missing(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter."""
-        cursor.execute(self._missing, (f"[{rows}]",))
-        return cursor.rowcount
+        return self.execute(cursor, self._missing, rows)
 
     def delete(self, cursor: Cursor, keys: str) -> int:
         """See TableWriter."""
-        cursor.execute(self._delete, (f"[{keys}]",))
-        return cursor.rowcount
+        return self.execute(cursor, self._delete, keys)
 
     def rekey(self, cursor: Cursor, row: str) -> int:
         """See TableWriter."""
-        cursor.execute(self._rekey, (f"[{row}]",))
+        return self.execute(cursor, self._rekey, row)
+
+    def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
+        """Run one of the statements with these rows; the number of rows it found or wrote."""
+        cursor.execute(statement, (f"[{rows}]",))
         return cursor.rowcount
 
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pymysql
+from pymysql.converters import escape_string
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from common.dialects.base import JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.changes import SEPARATOR
+from common.dialects.base import Cursor, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
@@ -48,6 +50,10 @@ _AWAY = frozenset(
      1153, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205, 1206, 1213, 1226, 1290, 1317, 1412, 1637, 1698, 1836, 1927, 1969, 3024,
      4031}
 )  # fmt: skip
+
+
+_SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
+_SLACK = 1024
 
 
 def quote(name: str) -> str:
@@ -92,6 +98,21 @@ def _json(columns: Iterable[tuple[str, Column]]) -> str:
 class MariadbWriter(JsonWriter):
     """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index, and so the
     columns that the row filter names, so that it means the same as over the table."""
+
+    def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
+        """See JsonWriter. The server cuts the connection for a statement above max_allowed_packet, so that is looked at before.
+
+        Raises NotApplicable for several rows (fewer may go), Unavailable for one: nothing is lost, and it goes on when the server's
+        operator has raised the variable.
+        """
+        if len(rows) > _SMALL:
+            cursor.execute("SELECT @@max_allowed_packet")
+            packet = int(cursor.fetchall()[0][0])
+            size = len(escape_string(rows).encode()) + len(statement.encode()) + _SLACK
+            if size > packet:
+                reason = f"a change of table {self.table.name} needs a statement of {size} bytes, and max_allowed_packet is {packet}"
+                raise NotApplicable(reason) if SEPARATOR in rows else Unavailable(f"the database: {reason}; raise it there")
+        return super().execute(cursor, statement, rows)
 
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
         """See JsonWriter."""

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from common.errors import Misconfigured
+from deploy.servers import PrivateMariaDB
 from publisher import capture
 from tests.conftest import NewDatabase
-from tests.harness import Cluster, Node, make_cluster
+from tests.harness import Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import MakeCluster
 
 NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
@@ -261,3 +263,30 @@ def test_an_identity_that_is_always_generated_keeps_its_value(new_cluster: MakeC
     primary.execute("UPDATE thing SET code = 'b'")
     cluster.wait_equal()
     assert cluster.nodes["st2"].rows("SELECT code, n, note FROM thing") == [("b", 2, "x")]
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_a_change_larger_than_a_packet_waits_for_the_operator(
+    new_cluster: MakeCluster, database_kind: str, mariadb: PrivateMariaDB
+) -> None:
+    """TRAPS 29: the server would cut the connection each time; the reason is told, nothing is lost, and it goes on by itself."""
+    schema = ("CREATE TABLE wide (id BIGINT PRIMARY KEY, body LONGTEXT)",)
+    cluster: Cluster = new_cluster(database_kind, schema=schema, tables="wide\n", nodes=("st1", "st2"))
+    cluster.start()
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    (packet,) = primary.rows("SELECT @@global.max_allowed_packet")[0]
+    primary.execute("INSERT INTO wide VALUES (1, REPEAT('\"', :n))", n=packet * 2 // 5)
+    primary.execute("INSERT INTO wide VALUES (2, 'small')")
+    wait_for(lambda: "max_allowed_packet" in node.log, "the reason in the log")
+    administrator = create_engine(mariadb.admin_url, poolclass=NullPool)
+
+    def allow(size: int) -> None:
+        with administrator.connect() as connection:
+            connection.execute(text(f"SET GLOBAL max_allowed_packet = {size}"))
+
+    allow(packet * 4)
+    try:
+        cluster.wait_equal()
+        assert node.rows("SELECT id FROM stsync_quarantine") == []
+    finally:
+        allow(packet)
