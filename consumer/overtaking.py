@@ -87,7 +87,9 @@ def row_keys(frame: Frame | Step, table: ListedTable, *, old: bool = False) -> l
 
 
 def _text(key: Key) -> str:
-    return key if isinstance(key, str) else ",".join(key)
+    """One text for one key, however its writer escaped it: JSON may write `/` as `\\/`."""
+    text = key if isinstance(key, str) else ",".join(key)
+    return orjson.dumps(orjson.loads(f"[{text}]")).decode()[1:-1] if "\\" in text else text
 
 
 @dataclass

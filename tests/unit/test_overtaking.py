@@ -40,6 +40,11 @@ def test_what_a_later_change_settles_is_given_up(waiting: Step, later: Step) -> 
     assert left(waiting, later) is None
 
 
+def test_a_key_is_the_same_however_it_is_escaped() -> None:
+    assert left(step("U", r'["a\/b",2,3]'), step("K", r'["c","a\/b",4,5]')) is None
+    assert left(step("U", '["a/b",2,3]'), step("D", r'["a\u002fb"]', KEY_ONLY)) is None
+
+
 def test_another_row_settles_nothing() -> None:
     waiting = step("U", "[1,2,3]")
     assert left(waiting, step("U", "[2,4,5]"), step("D", "[3]", KEY_ONLY)) == waiting
