@@ -74,7 +74,8 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The primary lives: its head, and what its journal still has (TRAPS 9). `number` only rises within an epoch.
 
-    Up to `published` the broker has confirmed every batch, and the primary will not publish it again by itself.
+    Up to `published` the broker has confirmed every batch, and the primary will not publish it again by itself. Above
+    `republished` it has published none twice so far; between the two it may have, after a lost connection.
     """
 
     number: Natural
@@ -82,6 +83,7 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: Hash
     journal_first: Natural
     published: Natural
+    republished: Natural
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ from consumer.standing import Standing
 CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _GRACE_S = 0.3
+_AGAIN = 1000
 
 
 class Applier:
@@ -67,6 +68,7 @@ class Applier:
         self._last_full_sync_ms: int | None = None
         self._catching_up_until = 0
         self._published = 0
+        self._again: list[int] = []
 
     def load(self, connection: Connection) -> None:
         """Begin from what the database says."""
@@ -134,7 +136,7 @@ class Applier:
         if kind is MessageKind.BATCH:
             self._batch(message, redelivered=delivery.redelivered)
         elif kind is MessageKind.HEARTBEAT:
-            self._heartbeat(message, parse_body(self._reader.open(message), Heartbeat))
+            self._heartbeat(connection, message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
             answer = parse_body(self._reader.open(message), PastRetention)
             if answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
@@ -152,10 +154,14 @@ class Applier:
             self._progress = time.monotonic()
         self._see_head(message.header.epoch, message.header.sequence)
         asked = message.header.sequence <= self._catching_up_until
-        if verdict is Verdict.DROP and message.header.sequence <= self._published and not (redelivered or asked):
-            raise MessageRefused("replayed", f"batch {message.header.sequence} of {message.header.sender!r} once more")
+        if verdict is not Verdict.DROP or redelivered or asked:
+            return
+        if message.header.sequence <= self._published:
+            raise MessageRefused("replayed", _once_more(message.header.sequence, message.header.sender))
+        if len(self._again) < _AGAIN:
+            self._again.append(message.header.sequence)  # the next heartbeat tells whether the primary itself did that
 
-    def _heartbeat(self, message: Verified, beat: Heartbeat) -> None:
+    def _heartbeat(self, connection: Connection, message: Verified, beat: Heartbeat) -> None:
         if beat.number <= self._beat:
             raise MessageRefused(
                 "replayed",
@@ -164,6 +170,10 @@ class Applier:
         self._beat = beat.number
         self._heard = time.monotonic()
         self._published = max(self._published, beat.published)
+        again, self._again = self._again, []
+        for sequence in again:
+            if sequence > beat.republished:
+                self._refuse(connection, MessageRefused("replayed", _once_more(sequence, message.header.sender)))
         self._head = max(self._head, (message.header.epoch, beat.sequence))
         position = self._position
         before, self._at_last_beat = self._at_last_beat, position.sequence
@@ -360,3 +370,7 @@ class Applier:
         nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason)
         connection.commit()
         self._log.error("needs_full_sync", reason=reason)
+
+
+def _once_more(sequence: int, sender: str) -> str:
+    return f"batch {sequence} of {sender!r} once more"

@@ -86,13 +86,13 @@ class Control:
         self._journal_first = journal.first_sequence(connection)
         connection.commit()
 
-    def heartbeat(self, connection: Connection, published: int) -> None:
-        """Tell all nodes where the log stands; `published` is the last confirmed sequence as the database has it."""
+    def heartbeat(self, connection: Connection, published: int, republished: int) -> None:
+        """Tell all nodes where the log stands; `published` is the last confirmed sequence as the database has it (see Heartbeat)."""
         self._journal_first = journal.first_sequence(connection)
         connection.rollback()
         head = self._head()
         self._number += 1
-        body = encode_body(Heartbeat(self._number, head.sequence, head.hash, self._journal_first, published))
+        body = encode_body(Heartbeat(self._number, head.sequence, head.hash, self._journal_first, published, republished))
         expires_in_s = 10 * self._settings.intervals.heartbeat_s
         message = self._writer.write(
             MessageKind.HEARTBEAT, body, epoch=head.epoch, sequence=head.sequence, expires_in_s=expires_in_s

@@ -35,6 +35,7 @@ class Sender:
         self._confirmed = published
         self._next = published + 1
         self._head = head
+        self._republished = head  # an earlier process may have published up to here
         self._recent: OrderedDict[int, bytes] = OrderedDict()
         self._recent_bytes = 0
 
@@ -46,6 +47,11 @@ class Sender:
     def confirmed(self) -> int:
         """The last sequence that the broker confirmed."""
         return self._confirmed
+
+    @property
+    def republished(self) -> int:
+        """Above this sequence nothing was published twice."""
+        return self._republished
 
     def offer(self, batches: Iterable[Batch], head: int) -> None:
         """New batches stand in the journal, up to `head`; publish at once what the link has room for."""
@@ -79,6 +85,7 @@ class Sender:
     def rewind(self) -> None:
         """The link was lost: what was not confirmed goes out again, the same bytes under the same sequence."""
         with self._state:
+            self._republished = max(self._republished, self._next - 1)
             self._next = self._confirmed + 1
         self._wake.set()
 

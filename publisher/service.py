@@ -166,7 +166,7 @@ class PrimaryService:
                         saved = self._sender.confirmed
                         nodestate.save(connection, published=saved)
                         connection.commit()
-                    self._control.heartbeat(connection, saved)
+                    self._control.heartbeat(connection, saved, self._sender.republished)
                 if time.monotonic() >= next_prune:
                     next_prune = time.monotonic() + self._settings.journal.prune_every_s
                     journal.prune(connection, self._settings.journal, saved)

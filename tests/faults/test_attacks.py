@@ -208,7 +208,7 @@ def test_a_node_outside_the_roster_is_refused(attack: Attack) -> None:
 
 def test_a_secondary_cannot_write_the_log(attack: Attack) -> None:
     """TRAPS 34, 35: neither batches, nor heartbeats, nor an answer to a catch-up."""
-    beat = encode_body(Heartbeat(2**62, 1000, bytes(32), 900, 1000))
+    beat = encode_body(Heartbeat(2**62, 1000, bytes(32), 900, 1000, 1000))
 
     def send() -> None:
         writer = attack.writer("st2")
@@ -228,7 +228,7 @@ def test_another_cluster_and_another_audience_are_refused(attack: Attack) -> Non
 
 def test_a_lower_epoch_is_refused(attack: Attack) -> None:
     """TRAPS 35: a former primary that does not know it."""
-    beat = encode_body(Heartbeat(2**62, 1000, bytes(32), 900, 1000))
+    beat = encode_body(Heartbeat(2**62, 1000, bytes(32), 900, 1000, 1000))
 
     def send() -> None:
         old = attack.writer().write(MessageKind.HEARTBEAT, beat, epoch=0, sequence=1000, expires_in_s=60)
@@ -250,7 +250,7 @@ def test_an_expired_heartbeat_is_refused(attack: Attack) -> None:
         "mft",
         clock=lambda: time.time() - 1000,
     )
-    beat = encode_body(Heartbeat(2**62, 0, bytes(32), 0, 0))
+    beat = encode_body(Heartbeat(2**62, 0, bytes(32), 0, 0, 0))
     old = writer.write(MessageKind.HEARTBEAT, beat, epoch=1, expires_in_s=10)
     attack.expect("st2", "expired", lambda: attack.to_nodes(old))
 

@@ -172,7 +172,7 @@ def test_an_oversize_message_is_refused_unread(side: Side) -> None:
 
 
 def test_control_messages_are_parsed_strictly() -> None:
-    beat = Heartbeat(1, 2, b"h", 1, 2)
+    beat = Heartbeat(1, 2, b"h", 1, 2, 2)
     assert parse_body(encode_body(beat), Heartbeat) == beat
     with pytest.raises(MessageRefused):
         parse_body(msgspec.msgpack.encode({"number": "one"}), Heartbeat)
