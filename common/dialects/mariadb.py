@@ -190,6 +190,7 @@ class Mariadb:
         engine = create_engine(
             url,
             poolclass=NullPool,
+            pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
             connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "charset": "utf8mb4"},
             isolation_level="READ COMMITTED",

@@ -170,6 +170,7 @@ class Postgresql:
         engine = create_engine(
             url,
             poolclass=NullPool,
+            pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
             connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "application_name": "stsync"},
             isolation_level="READ COMMITTED",

@@ -193,6 +193,7 @@ class Sqlite:
         engine = create_engine(
             url,
             poolclass=NullPool,
+            pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
             connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
         )

@@ -1,6 +1,7 @@
 """A private RabbitMQ without the package's wrapper, which switches users and writes system paths."""
 
 import secrets
+import shutil
 import socket
 from pathlib import Path
 from typing import ClassVar
@@ -45,6 +46,13 @@ class PrivateRabbitMQ(PrivateServer):
             self._create(names)
             self._pool = names[::-1]
         return self.url(self._pool.pop())
+
+    def wipe(self) -> None:
+        """Stop it and delete everything it keeps: it starts as an empty one, with its user and the virtual host `/`."""
+        self.stop()
+        shutil.rmtree(self.directory / "mnesia")
+        self.owner.make(self.directory / "mnesia")
+        self._pool.clear()
 
     def ctl(self, *words: str, seconds: float = 60) -> str:
         """Run `rabbitmqctl` on this broker and return what it printed."""

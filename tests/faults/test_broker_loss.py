@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,9 +160,7 @@ def test_a_wiped_broker_heals(new_cluster: MakeCluster, broker: PrivateRabbitMQ,
     cluster.wait_equal()
     cluster.nodes["st3"].kill()
     saves(cluster.primary, 100, 20)
-    broker.stop()
-    shutil.rmtree(broker.directory / "mnesia")
-    broker.owner.make(broker.directory / "mnesia")
+    broker.wipe()
     saves(cluster.primary, 200, 20)
     cluster.nodes["st3"].start()
     broker.start()

@@ -1,0 +1,41 @@
+"""A node's database that goes away: told as one of ours, and nowhere else."""
+
+import logging
+import os
+import socket
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import event, text
+
+from common.database import Database
+from common.errors import Unavailable
+from common.settings import DatabaseSettings
+from tests.conftest import NewDatabase
+
+
+def cut(driver: object) -> None:
+    """As when the server dies: neither side can say anything more on this connection."""
+    fileno = driver.fileno() if hasattr(driver, "fileno") else driver._sock.fileno()  # type: ignore[attr-defined]
+    with socket.socket(fileno=os.dup(fileno)) as link:
+        link.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("when", ["connected", "used"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_connection_that_dies_is_told_once(
+    new_database: NewDatabase, database_kind: str, when: str, read_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """STYLE: no traceback reaches an operator's log, whenever the server dies."""
+    database = Database(DatabaseSettings(url=SecretStr(new_database(database_kind))))
+    with database.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    if when == "connected":
+        event.listen(database.engine, "checkout", lambda driver, *_: cut(driver))
+    with caplog.at_level(logging.DEBUG), pytest.raises(Unavailable), database.connect(read_only=read_only) as connection:  # noqa: PT012
+        if when == "used":
+            connection.execute(text("SELECT 1"))
+            cut(connection.connection.driver_connection)
+        connection.execute(text("SELECT 1"))
+    assert not caplog.records
