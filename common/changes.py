@@ -121,9 +121,21 @@ Key = str | tuple[str, ...]
 def keys_of(frame: Frame, key_columns: int) -> list[Key]:
     """The key of each row, its values as JSON text (a tuple where the key has several columns); for `rekey` the old key.
 
+    One key has one text, however its writer escaped it: JSON may write `/` as `\\/`.
+
     Raises MessageRefused (malformed) when a row does not begin with as many values as the table's key has columns.
     """
     keys: list[Key] = key_pattern(key_columns).findall(frame.rows)
     if len(keys) != frame.count:
         raise MessageRefused("malformed", f"a row of table {frame.table} does not begin with its key")
-    return keys
+    return [_plain(key) for key in keys] if "\\" in frame.rows else keys
+
+
+def _plain(key: Key) -> Key:
+    if isinstance(key, str):
+        return _encoded(key)
+    return tuple(map(_encoded, key))
+
+
+def _encoded(value: str) -> str:
+    return msgspec.json.encode(msgspec.json.decode(value)).decode() if "\\" in value else value

@@ -341,8 +341,14 @@ class Applier:
             return
         self._retried = now
         self._lists.reread()
-        done = quarantine.retry(connection, self._replayer_now(), requested)
-        connection.commit()
+        try:
+            with self._database.guard():
+                done = quarantine.retry(connection, self._replayer_now(), () if due else requested)
+                connection.commit()
+        except NotApplicable as exc:  # a constraint that is checked at the commit only
+            connection.rollback()
+            self._log.warning("quarantine_not_retried", reason=str(exc))
+            return
         if done:
             self._log.info("quarantine_retried", applied=done)
         self._count_quarantined(connection)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import orjson
 
-from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
+from common.changes import SEPARATOR, Frame, Kind, keys_of
 from common.dialects.base import without_old_key
 from common.errors import MessageRefused
 from common.schema import ListedTable
@@ -37,8 +37,16 @@ class Later:
             before = self._rows.get((frame.table, key), frozenset())
             if frame.kind is Kind.DELETE or before is None:
                 self._rows[frame.table, key] = None
-            elif key not in failed or len(frame.columns) == len(table.columns):
+            elif key not in failed or all(column.name in frame.columns for column in table.columns):
                 self._rows[frame.table, key] = before | frozenset(frame.columns)
+
+    def emptied(self, table: str) -> bool:
+        """Whether all of its rows were deleted."""
+        return table in self._emptied
+
+    def keys(self, table: str) -> set[str]:
+        """The keys of its rows that were touched."""
+        return {key for name, key in self._rows if name == table}
 
     def left_of(self, step: Step, table: ListedTable | None) -> Step | None:
         """The single change without what is settled; None when nothing is left to do."""
@@ -53,22 +61,27 @@ class Later:
             return self._rest(step, new[0], len(table.key))
         old = row_keys(step, table, old=True)[0]
         old_settled, new_settled = (step.table, old) in self._rows, (step.table, new[0]) in self._rows
-        if new_settled:  # the new row was set: the old one has to go all the same, if it was not touched either
-            names = tuple(column.name for column in table.key)
-            return None if old_settled else replace(step, kind=Kind.DELETE, columns=names, rows=f"[{old}]")
+        width = len(table.key)
         if old_settled:  # the old key was used anew: the new row must not be made of the one that now has it
-            return replace(step, kind=Kind.UPDATE, rows=without_old_key(step.rows, len(table.key)))
+            set_ = replace(step, kind=Kind.UPDATE, rows=without_old_key(step.rows, width))
+            return self._rest(set_, new[0], width)
+        if new_settled:  # the new row was set: the old one has to go all the same
+            rest = self._rest(step, new[0], width)
+            names = tuple(column.name for column in table.key)
+            return rest or replace(step, kind=Kind.DELETE, columns=names, rows=f"[{old}]")
         return step
 
     def _rest(self, step: Step, key: str, width: int) -> Step | None:
+        """Without the columns that were set."""
         if (step.table, key) not in self._rows:
             return step
         settled = self._rows[step.table, key]
         if settled is None or settled >= frozenset(step.columns) or step.kind is Kind.DELETE:
             return None
+        before = width if step.kind is Kind.REKEY else 0  # values of the old key
         places = [i for i, name in enumerate(step.columns) if i < width or name not in settled]
         values = orjson.loads(step.rows)
-        rows = orjson.dumps([values[i] for i in places]).decode()
+        rows = orjson.dumps(values[:before] + [values[before + i] for i in places]).decode()
         return replace(step, columns=tuple(step.columns[i] for i in places), rows=rows)
 
 
@@ -77,19 +90,15 @@ def row_keys(frame: Frame | Step, table: ListedTable, *, old: bool = False) -> l
     frame fails as a whole and overtakes nothing."""
     width = len(table.key)
     rows, kind = frame.rows, frame.kind
+    if frame.columns[:width] != tuple(column.name for column in table.key):
+        return []
     try:
         if kind is Kind.REKEY and not old:
             rows = SEPARATOR.join(without_old_key(row, width) for row in rows.split(SEPARATOR))
         found = keys_of(Frame(frame.table, kind, frame.columns, frame.count, rows), width)
     except (MessageRefused, ValueError):
         return []
-    return [_text(key) for key in found]
-
-
-def _text(key: Key) -> str:
-    """One text for one key, however its writer escaped it: JSON may write `/` as `\\/`."""
-    text = key if isinstance(key, str) else ",".join(key)
-    return orjson.dumps(orjson.loads(f"[{text}]")).decode()[1:-1] if "\\" in text else text
+    return [key if isinstance(key, str) else ",".join(key) for key in found]
 
 
 @dataclass
@@ -104,7 +113,7 @@ class Waiting:
     def add(self, place: int, step: Step, reason: str) -> None:
         """This one failed."""
         self.steps[place] = (step, reason)
-        for key in self._keys(step):
+        for key in keys_in(step, self.listed):
             self._by_key.setdefault((step.table, key), set()).add(place)
 
     def done(self, place: int, step: Step) -> None:
@@ -118,7 +127,7 @@ class Waiting:
         if step.kind is Kind.TRUNCATE:
             met = [one for one, (waiting, _) in self.steps.items() if waiting.table == step.table]
         else:
-            met = [one for key in self._keys(step) for one in self._by_key.get((step.table, key), ())]
+            met = [one for key in keys_in(step, self.listed) for one in self._by_key.get((step.table, key), ())]
         for one in met:
             if one < place and one in self.steps:
                 waiting, reason = self.steps.pop(one)
@@ -134,9 +143,11 @@ class Waiting:
             if step.kind is not Kind.TRUNCATE or place > self._newest.get(step.table, -1)
         ]
 
-    def _keys(self, step: Step) -> set[str]:
-        table = self.listed.get(step.table)
-        if table is None or step.kind is Kind.TRUNCATE:
-            return set()
-        old = row_keys(step, table, old=True) if step.kind is Kind.REKEY else []
-        return {*row_keys(step, table), *old}
+
+def keys_in(step: Step, listed: Mapping[str, ListedTable]) -> set[str]:
+    """The keys of the rows that a step concerns: of `rekey` the old ones and the new ones."""
+    table = listed.get(step.table)
+    if table is None or step.kind is Kind.TRUNCATE:
+        return set()
+    old = row_keys(step, table, old=True) if step.kind is Kind.REKEY else []
+    return {*row_keys(step, table), *old}

@@ -88,7 +88,7 @@ def fast(
     piles: dict[str, _Pile] = {}
     for frame in frames:
         table = listed.get(frame.table)
-        if table is None or frame.kind not in _BULK:
+        if table is None or frame.kind not in _BULK or not _same_key(frame, table):
             return None
         piles.setdefault(frame.table, _Pile(table)).frames.append(frame)
     updated = {name for name, pile in piles.items() if any(frame.kind is Kind.UPDATE for frame in pile.frames)}
@@ -106,11 +106,16 @@ def fast(
     return puts + deletes
 
 
+def _same_key(frame: Frame, table: ListedTable) -> bool:
+    """Whether the sender's table has the key that it has here; replaying such a frame fails, and that alone."""
+    return frame.columns[: len(table.key)] == tuple(column.name for column in table.key)
+
+
 def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Iterator[Step]:
     """The frames in their original order as statements in which no key stands twice."""
     for frame in frames:
         table = listed.get(frame.table)
-        if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None:
+        if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None or not _same_key(frame, table):
             yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows)
             continue
         seen: set[Key] = set()

@@ -1,10 +1,10 @@
 """Changes that could not be applied here: kept with their reason, retried, given up when overtaken (TRAPS 29)."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
@@ -16,6 +16,7 @@ from consumer.plan import Step, single
 from consumer.replay import Failed, Replayer, Unit
 
 RETRIED_AT_ONCE = 500
+_PARAMETERS = 500
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def whole(units: Iterable[Unit], reason: str) -> list[Failed]:
     return [Failed(unit.epoch, unit.sequence, step, reason) for unit in units for step in single(unit.frames())]
 
 
-def entries(connection: Connection, ids: Sequence[int] = (), tables: Collection[str] = ()) -> list[Entry]:
-    """The quarantined changes, or those with these ids, or of these tables, in the order in which they failed."""
-    statement = select(quarantine).order_by(quarantine.c.id)
-    if ids:
-        statement = statement.where(quarantine.c.id.in_(ids))
-    if tables:
-        statement = statement.where(quarantine.c.table_name.in_(tables))
+def entries(connection: Connection, ids: Sequence[int] = ()) -> list[Entry]:
+    """The quarantined changes, or those with these ids, in the order in which they failed."""
+    if not ids:
+        return _found(connection)
+    return [entry for some in _sliced(sorted(ids)) for entry in _found(connection, quarantine.c.id.in_(some))]
+
+
+def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Entry]:
     return [
         Entry(
             id=row.id,
@@ -80,35 +82,69 @@ def entries(connection: Connection, ids: Sequence[int] = (), tables: Collection[
             first_ms=row.first_ms,
             last_ms=row.last_ms,
         )
-        for row in connection.execute(statement)
+        for row in connection.execute(select(quarantine).where(*conditions).order_by(quarantine.c.id))
     ]
+
+
+def _of_rows(connection: Connection, table: str, keys: Collection[str] | None) -> list[Entry]:
+    """Those of a table that may concern rows with these keys (None: any rows): an entry is stored with one key, and some have
+    two or none."""
+    here = quarantine.c.table_name == table
+    if keys is None or len(keys) > _PARAMETERS:
+        return _found(connection, here)
+    loose = or_(quarantine.c.kind.in_([Kind.REKEY.value, Kind.TRUNCATE.value]), quarantine.c.key_json == "")
+    return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))))
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int] = ()) -> int:
     """Try again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason.
 
-    A truncation is never tried again: it would delete rows that came after it.
+    `ids`: only these; else those that were asked for come first, then those tried longest ago. What goes settles older changes
+    of its row, also those that were not tried (TRAPS 29). A truncation is never tried again: it would delete rows that came
+    after it.
     """
-    waiting = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE]
-    waiting = sorted(waiting, key=lambda entry: (entry.last_ms, entry.id))[:RETRIED_AT_ONCE]
-    waiting.sort(key=lambda entry: entry.id)
-    results = replayer.retry(connection, [entry.step for entry in waiting])
+    tried = sorted(_due(connection, ids), key=lambda entry: entry.id)
+    known = {entry.id: entry for entry in tried}
+    for table in {entry.step.table for entry in tried}:
+        keys = {key for entry in tried if entry.step.table == table for key in replayer.keys(entry.step)}
+        known |= {entry.id: entry for entry in _of_rows(connection, table, keys)}
+    waiting = replayer.waiting()
+    for entry in sorted(known.values(), key=lambda entry: entry.id):
+        waiting.add(entry.id, entry.step, entry.reason)
+    results = replayer.retry(connection, waiting, [entry.id for entry in tried])
     at = now_ms()
-    done = [entry.id for entry, reason in zip(waiting, results, strict=True) if reason is None]
-    for entry, reason in zip(waiting, results, strict=True):
-        if reason is not None:
+    for place, (step, _) in waiting.steps.items():
+        if step is not known[place].step:
+            _store(connection, known[place], step, replayer.key(step))
+        if (reason := results.get(place)) is not None:
             connection.execute(
                 update(quarantine)
-                .where(quarantine.c.id == entry.id)
+                .where(quarantine.c.id == place)
                 .values(reason=reason, attempts=quarantine.c.attempts + 1, last_ms=at, requested=0)
             )
-    discard(connection, done)
-    return len(done)
+    discard(connection, [one for one in known if one not in waiting.steps])
+    connection.execute(
+        update(quarantine).where(quarantine.c.kind == Kind.TRUNCATE.value, quarantine.c.requested == 1).values(requested=0)
+    )
+    return sum(reason is None for reason in results.values())
+
+
+def _due(connection: Connection, ids: Sequence[int]) -> list[Entry]:
+    if ids:
+        return [entry for entry in entries(connection, ids[:RETRIED_AT_ONCE]) if entry.step.kind is not Kind.TRUNCATE]
+    first = (
+        select(quarantine.c.id)
+        .where(quarantine.c.kind != Kind.TRUNCATE.value)
+        .order_by(quarantine.c.requested.desc(), quarantine.c.last_ms, quarantine.c.id)
+        .limit(RETRIED_AT_ONCE)
+    )
+    return _found(connection, quarantine.c.id.in_(list(connection.execute(first).scalars())))
 
 
 def request_retry(connection: Connection, ids: Sequence[int]) -> None:
     """Ask the running service to retry these."""
-    connection.execute(update(quarantine).where(quarantine.c.id.in_(ids)).values(requested=1))
+    for some in _sliced(ids):
+        connection.execute(update(quarantine).where(quarantine.c.id.in_(some)).values(requested=1))
 
 
 def requested(connection: Connection) -> list[int]:
@@ -118,9 +154,13 @@ def requested(connection: Connection) -> list[int]:
 
 def discard(connection: Connection, ids: Sequence[int]) -> int:
     """Give changes up; the number that stood there."""
-    if not ids:
-        return 0
-    return connection.execute(delete(quarantine).where(quarantine.c.id.in_(ids))).rowcount
+    return sum(connection.execute(delete(quarantine).where(quarantine.c.id.in_(some))).rowcount for some in _sliced(ids))
+
+
+def _sliced(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Few enough at a time for the databases' bounds on parameters."""
+    for begin in range(0, len(ids), _PARAMETERS):
+        yield ids[begin : begin + _PARAMETERS]
 
 
 def overtaken(
@@ -142,20 +182,22 @@ def overtaken(
             met.add(frame.table)
             later.see(frame, listed.get(frame.table), failed=frozenset(failed_keys.get(frame.table, ())))
     gone: list[int] = []
-    for entry in entries(connection, tables=met) if met else ():
-        left = later.left_of(entry.step, listed.get(entry.step.table))
-        if left is None:
-            gone.append(entry.id)
-        elif left is not entry.step:
-            _store(connection, entry, left, listed[left.table])
+    for name in met:
+        for entry in _of_rows(connection, name, None if later.emptied(name) else later.keys(name)):
+            left = later.left_of(entry.step, listed.get(name))
+            if left is None:
+                gone.append(entry.id)
+            elif left is not entry.step:
+                key = next(iter(row_keys(left, listed[name])), entry.key)
+                _store(connection, entry, left, key)
     discard(connection, gone)
 
 
-def _store(connection: Connection, entry: Entry, left: Step, table: ListedTable) -> None:
+def _store(connection: Connection, entry: Entry, left: Step, key: str) -> None:
     values = {
         "kind": left.kind.value,
         "columns_json": orjson.dumps(left.columns).decode(),
-        "key_json": next(iter(row_keys(left, table)), entry.key),
+        "key_json": key or entry.key,
         "row_json": left.rows,
     }
     connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))

@@ -13,7 +13,7 @@ from common.dialects.base import Dialect, TableWriter, run, without_old_key
 from common.errors import NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan
-from consumer.overtaking import Waiting, row_keys
+from consumer.overtaking import Waiting, keys_in, row_keys
 from consumer.plan import Step
 
 FAST_BYTES = 16 << 20  # above it a unit is streamed in the original order, so that memory stays bounded
@@ -67,10 +67,22 @@ class Replayer:
         self._dialect.leave_replay(connection)
         return failed
 
-    def retry(self, connection: Connection, steps: Iterable[Step]) -> list[str | None]:
-        """Try single changes again, each by itself: None where it went, else the reason."""
+    def waiting(self) -> Waiting:
+        """An empty set of single changes that wait, over this node's tables."""
+        return Waiting(self._listed)
+
+    def retry(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
+        """Try those of the waiting changes that have these places again, each by itself: by place None where it went, else the
+        reason. What goes is taken from `waiting`, and so is what it settles of older ones."""
         self._dialect.enter_replay(connection, deferred=False)
-        results = [self._try(connection, step, settle=True) for step in steps]
+        results: dict[int, str | None] = {}
+        for place in places:
+            if place not in waiting.steps:
+                continue
+            step = waiting.steps[place][0]
+            results[place] = self._try(connection, step, settle=True)
+            if results[place] is None:
+                waiting.done(place, step)
         self._dialect.leave_replay(connection)
         return results
 
@@ -211,6 +223,10 @@ class Replayer:
         if table is None or step.kind is Kind.TRUNCATE:
             return ""
         return next(iter(row_keys(step, table)), "")
+
+    def keys(self, step: Step) -> set[str]:
+        """The keys of all rows that a step concerns, as `key` has them."""
+        return keys_in(step, self._listed)
 
     def _writer(self, table: ListedTable, columns: tuple[str, ...]) -> TableWriter:
         known = self._writers.get((table.name, columns))

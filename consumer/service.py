@@ -83,6 +83,7 @@ class SecondaryService:
         )
         self._publish.start()
         self._consume.start()
+        self._crew.start("lock", self._runtime.lock.loop)
         self._crew.start("applier", self._apply_loop)
         self._crew.start("reporter", lambda: self._reporter.loop(self._runtime.stop))
         try:
@@ -94,7 +95,6 @@ class SecondaryService:
         self._log.info("secondary_stopped", sequence=self._applier.standing().position.sequence)
 
     def _each_second(self) -> None:
-        self._runtime.lock.keep()
         self._lists.refresh()
         patience_s = self._runtime.settings.intervals.offline_after_s
         heard_s = self._applier.standing().heard_s

@@ -11,6 +11,22 @@ from common.changes import SEPARATOR
 from common.errors import NotApplicable, StsyncError
 from common.schema import Column, ListedTable, Table
 
+
+@dataclass(frozen=True)
+class Keepalive:
+    """When a connection whose other end fell silent counts as dead (tcp(7)); seconds."""
+
+    idle_s: int = 10
+    interval_s: int = 5
+    count: int = 4
+
+    @property
+    def total_s(self) -> int:
+        """From the last word to the end."""
+        return self.idle_s + self.interval_s * self.count
+
+
+KEEPALIVE = Keepalive()
 OUTBOX_COLUMNS = ("table_name", "kind", "columns_json", "rows_json", "row_count", "canonical")
 
 

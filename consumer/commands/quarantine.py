@@ -12,7 +12,7 @@ from common import exits
 from common.catalog import listed_tables
 from common.commands.options import ConfigOption, JsonOption
 from common.database import Database
-from common.errors import Refused
+from common.errors import NotApplicable, Refused
 from common.nodestate import iso, read_installed
 from common.settings import Settings, load_settings
 from consumer import quarantine
@@ -118,8 +118,12 @@ def _retry(database: Database, settings: Settings, ids: list[int]) -> None:
             listed = listed_tables(database, connection, settings)
             connection.rollback()
             replayer = Replayer(database.dialect, listed, settings.replay.statement_bytes)
-            quarantine.retry(connection, replayer, ids)
-            connection.commit()
+            try:
+                with database.guard():
+                    quarantine.retry(connection, replayer, ids)
+                    connection.commit()
+            except NotApplicable as exc:
+                raise Refused(f"the database refused to commit what could be applied again: {exc}") from exc
             return
         quarantine.request_retry(connection, ids)
         connection.commit()

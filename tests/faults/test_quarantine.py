@@ -4,10 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
+
+MANY = 70_000  # more than a statement of any of the databases takes parameters
 
 
 def listed(node: Node) -> list[dict[str, Any]]:
@@ -317,3 +320,99 @@ def test_a_cascading_key_update_with_a_change_that_fails(cluster: Cluster) -> No
     node.execute("DELETE FROM unit WHERE id = 900")
     wait_quarantined(node, 0)
     cluster.wait_equal()
+
+
+def test_changes_of_one_row_that_wait_heal_in_any_order(cluster: Cluster) -> None:
+    """TRAPS 29: the newer goes first, for what it needs arrives first; the older must not come back over it."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)", "INSERT INTO unit VALUES (2, 'two', NULL)")
+    cluster.wait_equal()
+    node.execute("DELETE FROM unit")
+    primary.execute("INSERT INTO account VALUES (7, 'old', 1, NULL, NULL)", "UPDATE account SET name = 'new', unit_id = 2")
+    wait_told(lambda: len(listed(node)) >= 1, lambda: listed(node))
+    node.execute("INSERT INTO unit VALUES (2, 'two', NULL)")
+    wait_for(lambda: node.rows("SELECT name FROM account") == [("new",)], "the newer change applied", 30)
+    wait_quarantined(node, 0)
+    node.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    primary.execute("INSERT INTO unit VALUES (3, 'three', NULL)")
+    cluster.wait_equal()
+    assert node.rows("SELECT name, unit_id FROM account") == [("new", 2)]
+
+
+def test_a_great_many_overtaken_at_once(new_cluster: MakeCluster, database_kind: str) -> None:
+    """TRAPS 29: more of them than a statement of any database takes parameters; asking to retry them all works too."""
+    schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(20))",)
+    cluster = new_cluster(database_kind, schema=schema, tables="item\n", nodes=("st1", "st2"))
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    number = primary.database.dialect.json_number
+    names = (
+        "epoch, sequence, table_name, kind, columns_json, key_json, row_json, reason, attempts, first_ms, last_ms, requested"
+    )
+    with node.engine.begin() as connection:
+        connection.execute(
+            text(
+                f"INSERT INTO stsync_quarantine ({names}) VALUES (1, 1, 'item', 'U', '[\"id\",\"name\"]', :key, :row, 'made up', 1,"
+                " 0, 0, 0)"
+            ),
+            [{"key": number(str(i)), "row": f"[{number(str(i))},null]"} for i in range(MANY)],
+        )
+    node.stop()
+    with primary.engine.begin() as connection:
+        connection.execute(text("INSERT INTO item VALUES (:id, 'new')"), [{"id": i} for i in range(MANY)])
+    node.start()
+    cluster.wait_equal()
+    wait_quarantined(node, 0)
+    assert node.rows("SELECT count(*) FROM item WHERE name = 'new'") == [(MANY,)]
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_a_truncation_that_waits_does_not_keep_others_from_being_retried(cluster: Cluster) -> None:
+    """TRAPS 29: it is never tried again, and asking for it changes nothing for the others."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    cluster.wait_equal()
+    node.execute("DELETE FROM unit")
+    primary.execute("INSERT INTO account VALUES (7, 'seven', 1, NULL, NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    node.execute(
+        "INSERT INTO stsync_quarantine (epoch, sequence, table_name, kind, columns_json, key_json, row_json, reason, attempts,"
+        " first_ms, last_ms, requested) VALUES (1, 1, 'param', 'T', '[]', '', '[]', 'made up', 1, 0, 0, 1)"
+    )
+    wait_for(lambda: not node.rows("SELECT 1 FROM stsync_quarantine WHERE requested = 1"), "the request answered", 20)
+    node.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    wait_for(
+        lambda: [one["id"] for one in listed(node)] != [entry["id"]] and node.rows("SELECT 1 FROM account"), "retried", 30
+    )
+
+
+def test_a_table_with_another_key_here_is_quarantined_alone(cluster: Cluster) -> None:
+    """TRAPS 6, 29: everything else goes on."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    wait_running(node)
+    node.stop()
+    node.execute(
+        "DROP TABLE login",
+        "CREATE TABLE login (account_id BIGINT NOT NULL, name VARCHAR(80) NOT NULL, digest VARCHAR(80) NOT NULL,"
+        " PRIMARY KEY (name, account_id, digest))",
+    )
+    assert node.command("install").returncode == 0
+    node.start()
+    primary.execute("INSERT INTO account VALUES (1, 'one', NULL, NULL, NULL)", "INSERT INTO login VALUES (1, 'a', 'd')")
+    primary.execute("UPDATE login SET digest = 'e'", "DELETE FROM login")
+    primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    wait_for(lambda: node.rows("SELECT id FROM unit") == [(1,)], "the other table goes on", 30)
+    assert {(one["table"], "the schemas differ" in one["reason"]) for one in listed(node)} == {("login", True)}
+    assert node.status()["state"] == "in_sync"
+
+
+def test_a_reason_shows_no_values(cluster: Cluster) -> None:
+    """TRAPS 35: values of rows may be secret; reasons stand in `status` and in logs."""
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    node.execute("INSERT INTO unit VALUES (900, 'secret\nname', NULL)")
+    primary.execute("INSERT INTO unit VALUES (1, 'secret\nname', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    assert "secret" not in entry["reason"]
+    assert "unique" in entry["reason"].lower() or "duplicate" in entry["reason"].lower()
+    assert "secret" not in node.log

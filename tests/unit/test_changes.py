@@ -71,3 +71,9 @@ def test_keys_of_mariadb_and_of_sqlite_are_found() -> None:
 def test_a_row_without_its_key_is_refused() -> None:
     with pytest.raises(MessageRefused, match="key"):
         keys_of(Frame("t", Kind.DELETE, ("a", "b"), 1, '["x"]'), 2)
+
+
+def test_a_key_has_one_text_however_it_was_escaped() -> None:
+    frame = Frame("t", Kind.UPDATE, ("k", "l", "v"), 2, '["a\\/b",1,2],\n["a\\u002fb",1,3]')
+    assert keys_of(frame, 1) == ['"a/b"', '"a/b"']
+    assert keys_of(frame, 2) == [('"a/b"', "1"), ('"a/b"', "1")]

@@ -99,3 +99,16 @@ def test_a_truncation_is_not_tried_again_over_rows_that_came_after_it() -> None:
     many.done(2, step("I", "[1,2,3]"))
     assert many.due() == []
     assert list(many.steps) == [1]
+
+
+def test_a_key_update_keeps_what_a_later_change_of_some_columns_did_not_set() -> None:
+    """The row that has its new key already takes the rest only once the old one is out of the way."""
+    some = step("U", "[2,8]", ("id", "b"))
+    assert left(step("K", "[1,2,3,4]"), some) == step("K", "[1,2,3]", ("id", "a"))
+    assert left(step("K", "[1,2,3,4]"), some, step("I", "[1,5,6]")) == step("U", "[2,3]", ("id", "a"))
+    assert left(step("K", "[1,2,3,4]"), step("U", "[2,7,8]")) == step("D", "[1]", KEY_ONLY)
+
+
+def test_a_change_of_a_table_with_another_key_settles_nothing() -> None:
+    waiting = step("U", "[1,2,3]")
+    assert left(waiting, step("U", "[1,4]", ("a", "b"))) == waiting
