@@ -163,4 +163,13 @@ captured = Table(
 # SQLite only: holds a row while this transaction replays (TRAPS 5).
 replaying = Table("stsync_replaying", metadata, Column("id", Integer, primary_key=True), **_OPTIONS)
 # SQLite only: keys of rows that the insert at hand would replace (TRAPS 2).
-replaced = Table("stsync_replaced", metadata, Column("key_json", _Long, nullable=False), **_OPTIONS)
+replacing = Table(
+    "stsync_replacing",
+    metadata,
+    Column("table_name", String(255), nullable=False),
+    Column("key_json", _Long, nullable=False),
+    Index(
+        "stsync_replacing_row", "table_name", "key_json", mysql_length={"key_json": 100}, mariadb_length={"key_json": 100}
+    ),
+    **_OPTIONS,
+)

@@ -1,7 +1,6 @@
 """SQLite (WAL): row triggers, typed values through bound parameters, `data_version` as a poll that costs microseconds."""
 
 import fcntl
-import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,6 @@ _BUSY_TIMEOUT_S = 30.0
 _OTHERS_SQL = """
 SELECT tbl_name, name, sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' ORDER BY name
 """
-_BEFORE = re.compile(r"(?is)\s*CREATE\s+(?:TEMP\w*\s+)?TRIGGER\s+.*?\s+(?:BEFORE|INSTEAD)\s+(?:INSERT|UPDATE|DELETE|OF)\b")
 _VIOLATIONS = "stsync_violations"
 _DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
 # Result codes that say that the database, not the change, is the trouble.
@@ -111,7 +109,7 @@ class SqliteWriter:
         width = len(keys)
         target, where = quote(table.name), table.where
         here = f" AND ({where})" if where else ""
-        match = " AND ".join(f"{quote(c.name)} = ?{i + 1}" for i, c in enumerate(keys))
+        match = " AND ".join(f"{quote(c.name)} IS ?{i + 1}" for i, c in enumerate(keys))  # SQLite allows NULL in a key
 
         def inside(offset: int) -> str:
             arriving = _typed(table, {c.name: f"?{i + 1 + offset}" for i, c in places})
@@ -275,8 +273,7 @@ class Sqlite:
         )
         others: dict[str, list[OtherTrigger]] = {}
         for table, trigger, sql in connection.exec_driver_sql(_OTHERS_SQL):
-            after = not _BEFORE.match(sql)
-            others.setdefault(table.lower(), []).append(OtherTrigger(trigger, after, "stsync_replaying" in sql.lower()))
+            others.setdefault(table.lower(), []).append(OtherTrigger(trigger, "stsync_replaying" in sql.lower()))
         return by_name([_describe(connection, name, others.get(name.lower(), ())) for (name,) in names.all()])
 
     def same_name(self, left: str, right: str) -> bool:
@@ -295,26 +292,21 @@ class Sqlite:
         return _json(reference for reference, _ in columns)
 
     def triggers(self, table: ListedTable) -> list[Trigger]:
-        """See CaptureDialect."""
-        now, standing = ("s", _standing(table, "NEW")) if table.table.followed else ("NEW", "")
-        still = f" WHERE NOT EXISTS (SELECT 1{_standing(table, 'OLD')})" if table.table.followed else ""
-        insert = _emit(table, "I", _row([(now, c) for c in table.columns]), table.columns, standing)
-        delete = _emit(table, "D", _row([("OLD", c) for c in table.key]), table.key, still)
-        update = _emit(table, "U", _row([(now, c) for c in table.columns]), table.columns, standing)
-        rekey = _emit(
-            table,
-            "K",
-            _row([*(("OLD", c) for c in table.key), *(("NEW", c) for c in table.columns)]),
-            table.columns,
-        )
+        """See CaptureDialect. Rows are captured as they stand, see `_standing`."""
+        standing = _standing(table, _key_of(table, "NEW"))
+        still = f"EXISTS (SELECT 1{_standing(table, _key_of(table, 'OLD'))})"
+        row, old_key = [("s", c) for c in table.columns], [("OLD", c) for c in table.key]
+        insert = _emit(table, "I", _row(row), table.columns, standing)
+        delete = _emit(table, "D", _row(old_key), table.key, f" WHERE NOT {still}")
+        update = _emit(table, "U", _row(row), table.columns, standing)
         old, new = _inside(table, "OLD"), _inside(table, "NEW")
         same_key, same_rest = _same(table.key), _same(table.columns[len(table.key) :])
         found = [
             *_replaced(table),
-            _trigger(table, "stsync_i_", "INSERT", [new], _emit_replaced(table) + insert),
+            *_rekeyed(table, [old, new, f"NOT ({same_key})"]),
+            _trigger(table, "stsync_i_", "INSERT", [], _emit_replaced(table) + insert),
             _trigger(table, "stsync_d_", "DELETE", [old], delete),
             _trigger(table, "stsync_u_", "UPDATE", [old, new, same_key, f"NOT ({same_rest})"], update),
-            _trigger(table, "stsync_k_", "UPDATE", [old, new, f"NOT ({same_key})"], rekey),
         ]
         if table.where:
             found.append(_trigger(table, "stsync_o_", "UPDATE", [old, f"NOT {new}"], delete))
@@ -396,10 +388,14 @@ def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column], so
     )
 
 
-def _standing(table: ListedTable, alias: str) -> str:
-    """FROM the row as it stands inside the row filter, called s: a trigger of another program may have changed it again by
-    now, and what that did may have been captured before (the order of triggers is not defined)."""
-    keys = " AND ".join(f"s.{quote(c.name)} = {alias}.{quote(c.name)}" for c in table.key)
+def _key_of(table: ListedTable, alias: str) -> list[str]:
+    return [f"{alias}.{quote(c.name)}" for c in table.key]
+
+
+def _standing(table: ListedTable, key: Iterable[str]) -> str:
+    """FROM the row with this key as it stands inside the row filter, called s. A trigger of another program, which may be made
+    at any time, may have changed it again by now, and that may have been captured before: the order of triggers is not defined."""
+    keys = " AND ".join(f"s.{quote(c.name)} IS {value}" for c, value in zip(table.key, key, strict=True))
     columns = ", ".join(quote(c.name) for c in table.table.columns)
     inside = f" WHERE ({table.where})" if table.where else ""
     source = f"(SELECT {columns} FROM {quote(table.name)}{inside})" if table.where else quote(table.name)
@@ -407,33 +403,84 @@ def _standing(table: ListedTable, alias: str) -> str:
 
 
 def _replaced(table: ListedTable) -> list[Trigger]:
-    """`INSERT OR REPLACE` deletes rows with an equal unique value and fires no delete trigger (TRAPS 2): they are noted before
-    the insert. After it they are gone for certain, for the unique value is the new row's; an insert that was ignored or failed
-    leaves a note that the next insert wipes."""
-    if not table.table.uniques:
+    """`OR REPLACE` deletes rows with an equal key or unique value and fires no delete trigger (TRAPS 2): they are noted before,
+    and those that do not stand afterwards, or not inside the row filter, are emitted. A note only says where to look, so one
+    that is left by an insert that was ignored does no harm."""
+    if not _may_lose(table):
         return []
-    equal = " OR ".join(
-        "(" + " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in columns) + ")"
-        for columns in table.table.uniques
-    )
-    other = " AND ".join(f"t.{quote(c.name)} IS NEW.{quote(c.name)}" for c in table.key)
+    columns = {*table.table.key, *(name for names in table.table.uniques for name in names)}
+    updating = [f"NOT ({_same(c for c in table.table.columns if c.name in columns)})"]
+    return [
+        _trigger(table, "stsync_r_", "INSERT", [], _note(table), moment="BEFORE"),
+        _trigger(table, "stsync_q_", "UPDATE", updating, _note(table, f" AND NOT {_old_itself(table)}"), moment="BEFORE"),
+        _trigger(table, "stsync_p_", "UPDATE", updating, _emit_replaced(table)),
+    ]
+
+
+def _rekeyed(table: ListedTable, conditions: Iterable[str]) -> list[Trigger]:
+    """A key update takes its place in the outbox before it happens, for what other triggers do with the row's new key may be
+    captured before ours comes; so does the delete of a row whose key it takes (`UPDATE OR REPLACE`). What stands there until
+    then only says what is so already, and remains where the update is ignored."""
+    key, columns = [c.name for c in table.key], [c.name for c in table.columns]
+    old, new = ([(alias, c) for c in table.key] for alias in ("OLD", "NEW"))
+    before, after = (_row([*old, *((alias, c) for c in table.columns)]) for alias in ("OLD", "NEW"))
+    taken = " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in key)
     inside = f" AND ({table.where})" if table.where else ""
-    key = _row([("t", c) for c in table.key])
-    note = (
-        "DELETE FROM stsync_replaced; INSERT INTO stsync_replaced (key_json)"
-        f" SELECT {key} FROM {quote(table.name)} t WHERE ({equal}) AND NOT ({other}){inside};"
+    taken = f" FROM {quote(table.name)} t WHERE {taken} AND NOT {_old_itself(table)}{inside}"
+    place = (
+        f"(SELECT o.id FROM stsync_outbox o WHERE o.table_name = {_literal(table.name)} AND o.kind = 'K'"
+        f" AND o.columns_json = {_literal(columns_json(columns))} AND o.rows_json = {before} ORDER BY o.id DESC LIMIT 1)"
     )
-    return [_trigger(table, "stsync_r_", "INSERT", [], note, moment="BEFORE")]
+    places = (
+        _emit(table, "U", _row(new), table.key, taken),
+        _emit(table, "K", before, table.columns),
+    )
+    kept = (
+        f"UPDATE stsync_outbox SET kind = 'D' WHERE id = {place} - 1 AND table_name = {_literal(table.name)} AND kind = 'U'"
+        f" AND columns_json = {_literal(columns_json(key))} AND rows_json = {_row(new)};",
+        f"UPDATE stsync_outbox SET rows_json = {after} WHERE id = {place};",
+    )
+    return [
+        _trigger(table, "stsync_b_", "UPDATE", conditions, "\n  ".join(places), moment="BEFORE"),
+        _trigger(table, "stsync_k_", "UPDATE", conditions, "\n  ".join(kept)),
+    ]
+
+
+def _old_itself(table: ListedTable) -> str:
+    return "(" + " AND ".join(f"t.{quote(c.name)} IS OLD.{quote(c.name)}" for c in table.key) + ")"
+
+
+def _may_lose(table: ListedTable) -> bool:
+    return bool(table.table.uniques or table.where)
+
+
+def _note(table: ListedTable, but: str = "") -> str:
+    equal = [table.table.key, *table.table.uniques]
+    met = " OR ".join("(" + " AND ".join(f"t.{quote(n)} = NEW.{quote(n)}" for n in columns) + ")" for columns in equal)
+    inside = f" AND ({table.where})" if table.where else ""
+    name, key = _literal(table.name), _row([("t", c) for c in table.key])
+    known = f"SELECT 1 FROM stsync_replacing n WHERE n.table_name = {name} AND n.key_json = {key}"
+    return (
+        f"INSERT INTO stsync_replacing (table_name, key_json) SELECT DISTINCT {name}, {key} FROM {quote(table.name)} t"
+        f" WHERE ({met}){but}{inside} AND NOT EXISTS ({known});"
+    )
 
 
 def _emit_replaced(table: ListedTable) -> str:
-    if not table.table.uniques:
+    if not _may_lose(table):
         return ""
+    places = [f"'$[{place}]'" for place in range(len(table.key))]
+    plain = _standing(table, [f"json_extract(n.key_json, {place})" for place in places])
+    tagged = " OR ".join(f"json_type(n.key_json, {place}) = 'object'" for place in places)  # rare, and no index helps
+    inside = f" AND ({table.where})" if table.where else ""
+    same = f"SELECT 1 FROM {quote(table.name)} t WHERE {_row([('t', c) for c in table.key])} = n.key_json{inside}"
+    gone = f"NOT EXISTS (SELECT 1{plain}) AND NOT (({tagged}) AND EXISTS ({same}))"
+    done = f"DELETE FROM stsync_replacing WHERE table_name = {_literal(table.name)};"
     names = columns_json(c.name for c in table.key)
     return (
         "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" SELECT {_literal(table.name)}, 'D', {_literal(names)}, key_json, 1, 1 FROM stsync_replaced;\n  "
-        "DELETE FROM stsync_replaced;\n  "
+        f" SELECT n.table_name, 'D', {_literal(names)}, n.key_json, 1, 1 FROM stsync_replacing n"
+        f" WHERE n.table_name = {_literal(table.name)} AND {gone};\n  {done}\n  "
     )
 
 
