@@ -30,14 +30,20 @@ def _check(table: ListedTable, listed: Listed, where: str) -> None:
     """Refuse a table whose changes could get lost (TRAPS 2)."""
     if table.table.obstacle:
         raise Misconfigured(f"{where}: table {table.name} cannot be captured: it {table.table.obstacle}")
-    for name in sorted(table.table.silent):
+    for name, column in sorted(table.table.silent):
         parent = listed.get(name)
-        if parent is None or parent.where:
-            how = "is not listed" if parent is None else "is listed with a row filter"
+        if parent is None or parent.where or column in parent.exclude:
+            how = (
+                "is not listed"
+                if parent is None
+                else "is listed with a row filter"
+                if parent.where
+                else f"excludes {column}"
+            )
             raise Misconfigured(
                 f"{where}: the database hands deletes or key updates of {name} on to {table.name} without firing triggers (ON DELETE "
-                f"or ON UPDATE CASCADE or SET NULL), and {name} {how}: they would be lost; list {name} without a filter, or make the "
-                "foreign key RESTRICT"
+                f"or ON UPDATE CASCADE or SET NULL), and {name} {how}: they would be lost; list {name} whole, or make the foreign "
+                "key RESTRICT"
             )
 
 

@@ -18,10 +18,9 @@ class Column:
 
 @dataclass(frozen=True)
 class OtherTrigger:
-    """A trigger that is not ours: whether it runs after the change, and whether it looks at the mark of replay."""
+    """A trigger that is not ours, and whether it looks at the mark of replay."""
 
     name: str
-    after: bool
     minds_replay: bool
 
 
@@ -29,8 +28,10 @@ class OtherTrigger:
 class Table:
     """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its further unique keys.
 
-    `silent`: the parents whose deletes and key updates the database hands on to this table without firing its triggers.
+    `silent`: the parents, and their columns referred to, whose deletes and updates the database hands on to this table without
+    firing its triggers.
     `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
+    `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
     """
 
     name: str
@@ -39,13 +40,9 @@ class Table:
     parents: frozenset[str] = frozenset()
     uniques: tuple[tuple[str, ...], ...] = ()
     triggers: tuple[OtherTrigger, ...] = ()
-    silent: frozenset[str] = frozenset()
+    silent: frozenset[tuple[str, str]] = frozenset()
     obstacle: str | None = None
-
-    @property
-    def followed(self) -> bool:
-        """Whether other triggers may change a row again before ours see its change: then the row as it stands is captured."""
-        return any(one.after for one in self.triggers)
+    followed: bool = False
 
     def column(self, name: str) -> Column | None:
         """The column of exactly that name."""
@@ -57,6 +54,7 @@ class Table:
             self.name,
             *self.key,
             *(f"{c.name}\0{c.type}\0{c.generated}" for c in sorted(self.columns, key=lambda c: c.name)),
+            *(["followed"] if self.followed else []),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -215,7 +215,7 @@ def _warnings(connection: Connection, database: Database) -> list[str]:
     changed = sorted(name for name, print_ in known.items() if name not in tables or tables[name].fingerprint() != print_)
     if changed:
         found.append(
-            f"the schema of {', '.join(changed)} changed since capture was installed: run `stsync install` on every node; "
-            "a full synchronization is needed"
+            f"the schema of {', '.join(changed)} changed since capture was installed, or other programs' triggers on it: run "
+            "`stsync install` on every node; a full synchronization is needed"
         )
     return found

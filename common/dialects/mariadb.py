@@ -1,6 +1,8 @@
 """MariaDB: row triggers, JSON_TABLE for replay, a cheap poll to wake."""
 
 import hashlib
+import re
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from common.changes import SEPARATOR
-from common.dialects.base import Cursor, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.dialects.base import KEEPALIVE, Cursor, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
@@ -22,23 +24,29 @@ _SESSION = (
 )
 _TABLES_SQL = """
 SELECT TABLE_NAME FROM information_schema.TABLES
-WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' AND TABLE_NAME NOT LIKE 'stsync\\\\_%%'
+WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_NAME NOT LIKE 'stsync\\\\_%%'
 """
 _COLUMNS_SQL = """
 SELECT TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, COLLATION_NAME, GENERATION_EXPRESSION IS NOT NULL,
        IS_NULLABLE = 'NO' AND COLUMN_DEFAULT IS NULL AND EXTRA NOT LIKE '%%auto_increment%%'
 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() ORDER BY TABLE_NAME, ORDINAL_POSITION
 """
+# Without the end of a row's time, which a system-versioned table adds to its key.
 _KEYS_SQL = """
-SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS
-WHERE TABLE_SCHEMA = DATABASE() AND INDEX_NAME = 'PRIMARY' ORDER BY TABLE_NAME, SEQ_IN_INDEX
+SELECT k.TABLE_NAME, k.COLUMN_NAME FROM information_schema.STATISTICS k JOIN information_schema.COLUMNS c
+  ON c.TABLE_SCHEMA = k.TABLE_SCHEMA AND c.TABLE_NAME = k.TABLE_NAME AND c.COLUMN_NAME = k.COLUMN_NAME
+WHERE k.TABLE_SCHEMA = DATABASE() AND c.TABLE_SCHEMA = DATABASE() AND k.INDEX_NAME = 'PRIMARY'
+  AND COALESCE(c.GENERATION_EXPRESSION, '') <> 'ROW END' ORDER BY k.TABLE_NAME, k.SEQ_IN_INDEX
 """
 _PARENTS_SQL = """
-SELECT TABLE_NAME, REFERENCED_TABLE_NAME, MAX(DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL'))
-FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = DATABASE() GROUP BY TABLE_NAME, REFERENCED_TABLE_NAME
+SELECT r.TABLE_NAME, r.REFERENCED_TABLE_NAME, k.REFERENCED_COLUMN_NAME,
+       r.DELETE_RULE IN ('CASCADE', 'SET NULL') OR r.UPDATE_RULE IN ('CASCADE', 'SET NULL')
+FROM information_schema.REFERENTIAL_CONSTRAINTS r JOIN information_schema.KEY_COLUMN_USAGE k
+  ON k.CONSTRAINT_SCHEMA = r.CONSTRAINT_SCHEMA AND k.TABLE_NAME = r.TABLE_NAME AND k.CONSTRAINT_NAME = r.CONSTRAINT_NAME
+WHERE r.CONSTRAINT_SCHEMA = DATABASE() AND k.TABLE_SCHEMA = DATABASE()
 """
 _OTHERS_SQL = """
-SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_TIMING = 'AFTER', ACTION_STATEMENT LIKE '%%@stsync_replay%%'
+SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_STATEMENT LIKE '%%@stsync_replay%%'
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'stsync\\\\_%%' ORDER BY TRIGGER_NAME
 """
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
@@ -52,6 +60,9 @@ _AWAY = frozenset(
 )  # fmt: skip
 
 
+# What it quotes of a row, which may be secret: `Duplicate entry '…' for key`, `Incorrect integer value: '…' for column`.
+_VALUE = re.compile(r"(entry|value:?) '.*'(?= for (?:key|column)|$)", re.DOTALL)
+_WITHOUT = r"\1"
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
 
@@ -198,6 +209,7 @@ class Mariadb:
 
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:
+            _keep_alive(connection)
             with connection.cursor() as cursor:
                 cursor.execute(_SESSION)
 
@@ -242,14 +254,14 @@ class Mariadb:
         for table, name in connection.exec_driver_sql(_KEYS_SQL):
             keys.setdefault(table, []).append(name)
         parents: dict[str, set[str]] = {}
-        silent: dict[str, set[str]] = {}
-        for table, parent, cascades in connection.exec_driver_sql(_PARENTS_SQL):
+        silent: dict[str, set[tuple[str, str]]] = {}
+        for table, parent, column, cascades in connection.exec_driver_sql(_PARENTS_SQL):
             parents.setdefault(table, set()).add(parent)
             if cascades:
-                silent.setdefault(table, set()).add(parent)
+                silent.setdefault(table, set()).add((parent, column))
         others: dict[str, list[OtherTrigger]] = {}
-        for table, name, after, minds in connection.exec_driver_sql(_OTHERS_SQL):
-            others.setdefault(table, []).append(OtherTrigger(name, bool(after), bool(minds)))
+        for table, name, minds in connection.exec_driver_sql(_OTHERS_SQL):
+            others.setdefault(table, []).append(OtherTrigger(name, bool(minds)))
         found = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
             Table(
@@ -315,7 +327,21 @@ class Mariadb:
         message = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
         if number in _AWAY or 2000 <= number < 3000 or isinstance(exc, pymysql.err.InterfaceError):
             return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
-        return NotApplicable(f"{message} ({number})")
+        return NotApplicable(f"{_VALUE.sub(_WITHOUT, message)} ({number})")
+
+
+def _keep_alive(connection: Any) -> None:
+    """PyMySQL only switches keepalive on, with the kernel's two hours; a read time-out would also end long statements."""
+    found = connection._sock  # noqa: SLF001 (the only way but making the socket ourselves)
+    if found.family == socket.AF_UNIX:
+        return
+    for option, value in (
+        (socket.TCP_KEEPIDLE, KEEPALIVE.idle_s),
+        (socket.TCP_KEEPINTVL, KEEPALIVE.interval_s),
+        (socket.TCP_KEEPCNT, KEEPALIVE.count),
+        (socket.TCP_USER_TIMEOUT, KEEPALIVE.total_s * 1000),
+    ):
+        found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:

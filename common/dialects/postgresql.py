@@ -1,6 +1,7 @@
 """PostgreSQL: statement-level triggers with transition tables, jsonb arrays for replay, LISTEN/NOTIFY to wake."""
 
 import hashlib
+import re
 import select
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from common.dialects.base import JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.dialects.base import KEEPALIVE, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
@@ -26,9 +27,16 @@ _FUNCTION_SETTINGS = (
     "SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1"
     " SET bytea_output = 'hex' SET lc_monetary = 'C'"
 )
+# The functions run with their owner's rights and take over the path of `install`: a writer's temporary tables, which come first
+# where the path does not name them, must never stand for ours.
+_PATH_SQL = (
+    "SELECT set_config('search_path', current_setting('search_path') || CASE WHEN current_setting('search_path') LIKE '%pg_temp%'"
+    " THEN '' ELSE ', pg_temp' END, true)"
+)
 # SQLSTATE classes that say that the server, not the change, is the trouble: connection, authorization, transaction state and
 # rollback (deadlock), resources, not in prerequisite state (lock time-out), operator intervention, system and internal errors.
 _AWAY = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
+_VALUE = re.compile(r': ".*"$', re.DOTALL)
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -55,16 +63,17 @@ WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p'
 ORDER BY a.attrelid, a.attnum
 """
 _OTHERS_SQL = """
-SELECT t.tgrelid, t.tgname, t.tgtype & 66 = 0, pg_get_triggerdef(t.oid) || p.prosrc LIKE '%%stsync.replay%%'
+SELECT t.tgrelid, t.tgname, pg_get_triggerdef(t.oid) || p.prosrc LIKE '%%stsync.replay%%', t.tgtype & 66 = 0,
+       t.tgtype & 83 = 17 AND t.tgname::text COLLATE "C" < '!stsync_k_'
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND c.relnamespace = current_schema()::regnamespace
- AND t.tgname NOT LIKE 'stsync\\_%%' AND t.tgname NOT LIKE 'A0\\_stsync\\_%%'
+ AND t.tgname NOT LIKE 'stsync\\_%%' AND t.tgname NOT LIKE '!stsync\\_%%'
 ORDER BY t.tgname
 """
 _INSTALLED_SQL = """
 SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE NOT t.tgisinternal
- AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE 'A0\\_stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
+ AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
 
 
@@ -172,7 +181,14 @@ class Postgresql:
             poolclass=NullPool,
             pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
-            connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "application_name": "stsync"},
+            connect_args={
+                "connect_timeout": max(1, round(connect_timeout_s)),
+                "application_name": "stsync",
+                "keepalives_idle": KEEPALIVE.idle_s,
+                "keepalives_interval": KEEPALIVE.interval_s,
+                "keepalives_count": KEEPALIVE.count,
+                "tcp_user_timeout": KEEPALIVE.total_s * 1000,
+            },
             isolation_level="READ COMMITTED",
         )
 
@@ -212,8 +228,16 @@ class Postgresql:
         for oid, *column in connection.exec_driver_sql(_COLUMNS_SQL):
             columns.setdefault(oid, []).append(Column(*column))
         others: dict[int, list[OtherTrigger]] = {}
-        for oid, *trigger in connection.exec_driver_sql(_OTHERS_SQL):
-            others.setdefault(oid, []).append(OtherTrigger(*trigger))
+        followed: set[int] = set()
+        hindered: dict[int, str] = {}
+        for oid, name, minds, after, earlier in connection.exec_driver_sql(_OTHERS_SQL):
+            others.setdefault(oid, []).append(OtherTrigger(name, minds))
+            if after:
+                followed.add(oid)
+            if earlier:
+                hindered[oid] = (
+                    f'has a trigger named "{name}": PostgreSQL runs it before ours, whose names begin with "!"; rename it'
+                )
         rows = connection.exec_driver_sql(_TABLES_SQL).all()
         return by_name(
             Table(
@@ -222,7 +246,8 @@ class Postgresql:
                 tuple(key or ()),
                 frozenset(parents or ()),
                 triggers=tuple(others.get(oid, ())),
-                obstacle=obstacle,
+                obstacle=obstacle or hindered.get(oid),
+                followed=oid in followed,
             )
             for oid, name, key, parents, obstacle in rows
         )
@@ -240,13 +265,18 @@ class Postgresql:
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""
-        return "array_to_json(ARRAY[" + ", ".join(f"CAST({ref} AS {c.type})::text" for ref, c in columns) + "])::text"
+        return (
+            "pg_catalog.array_to_json(ARRAY["
+            + ", ".join(f"CAST({ref} AS {c.type})::text" for ref, c in columns)
+            + "])::text"
+        )
 
     def triggers(self, table: ListedTable) -> list[Trigger]:
         """See CaptureDialect.
 
         Statement-level, so that one outbox row holds many changes; key updates are captured row by row before the foreign
-        keys cascade them (PostgreSQL fires row triggers by name, and `A0…` comes before `RI_…`): TRAPS 4.
+        keys cascade them and before other programs' row triggers (PostgreSQL fires them by name, and `!` comes before every
+        letter and digit): TRAPS 4.
         """
         return [
             self._trigger(table, "stsync_i_", "AFTER INSERT", "REFERENCING NEW TABLE AS stsync_new", _insert_body(table)),
@@ -261,7 +291,7 @@ class Postgresql:
             self._trigger(table, "stsync_t_", "AFTER TRUNCATE", "", _outbox(table, "T", "'[]'", "1") + ";"),
             self._trigger(
                 table,
-                "A0_stsync_k_",
+                "!stsync_k_",
                 "AFTER UPDATE",
                 "",
                 _rekey_body(table),
@@ -290,7 +320,9 @@ BEGIN
 END $stsync$"""
         drop = f"DROP TRIGGER IF EXISTS {quote(name)} ON {quote(table.name)}"
         create = f"CREATE TRIGGER {quote(name)} {when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
-        return Trigger(name, table.name, (function, drop, create), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()"))
+        return Trigger(
+            name, table.name, (_PATH_SQL, function, drop, create), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
+        )
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""
@@ -324,14 +356,17 @@ END $stsync$"""
 
 
 def _message(exc: BaseException) -> str:
-    """The server's words without the values of the row (`Failing row contains (…)`), which may be secret."""
-    lines = str(exc).strip().split("\nCONTEXT")[0].splitlines()
-    return " ".join(line for line in lines if not line.startswith("DETAIL:  Failing row"))
+    """The server's words without values, which may be secret: without its DETAIL (`Failing row contains (…)`, `Key (x)=(y)`)
+    and what it quotes at its end (`invalid input syntax for type integer: "…"`)."""
+    diagnosis = exc.diag if isinstance(exc, psycopg.Error) else None
+    if diagnosis is None or not diagnosis.message_primary:
+        return " ".join(str(exc).split("\nDETAIL")[0].split())
+    return " ".join(_VALUE.sub("", diagnosis.message_primary).split())
 
 
 def _row(table: ListedTable, alias: str, columns: Iterable[Column] | None = None) -> str:
     values = ", ".join(f"{alias}.{quote(c.name)}::text" for c in (columns or table.columns))
-    return f"array_to_json(ARRAY[{values}])::text"
+    return f"pg_catalog.array_to_json(ARRAY[{values}])::text"
 
 
 def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Sequence[Column] | None = None) -> str:
