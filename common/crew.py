@@ -74,8 +74,9 @@ class Crew:
 
     def join(self, timeout_s: float = 30.0) -> None:
         """After stop: wait for every thread, then raise what ended the process, if anything did."""
+        until = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, until - time.monotonic()))
         if isinstance(self._error, StsyncError):
             raise self._error
         if self._error is not None:

@@ -77,6 +77,6 @@ class LiveLists:
     def _stamp(self) -> tuple[int, int] | None:
         try:
             found = self._path.stat()
-        except FileNotFoundError:
+        except OSError:  # gone, or not ours to look at: reading it says which
             return None
         return found.st_mtime_ns, found.st_size

@@ -13,8 +13,10 @@ _PATIENCE_S = 3.0
 
 
 class ServiceLock:
-    """Owned by the process's main thread. The database holds it as long as a connection of its own lives: when that
-    connection dies (a restarted server, an idle connection cut off) the lock is taken anew."""
+    """Taken by the process's main thread, then owned by the thread of `loop`. The database holds it as long as a connection of
+    its own lives: when that connection dies (a restarted server, an idle connection cut off) the lock is taken anew. What the
+    service does meanwhile harms nothing, should another one have taken it: positions only move from where each believed them
+    (`nodestate.advance`)."""
 
     def __init__(self, database: Database, stop: Stop) -> None:
         self._database = database
@@ -34,8 +36,13 @@ class ServiceLock:
                 self.release()
                 raise Refused(f"another `stsync run` works on database {self._database.address}; stop it first")
 
+    def loop(self) -> None:
+        """Keep it until stop; in a thread of its own, for a silent database answers late. Refused when another service took it."""
+        while not self._stop.wait(1.0):
+            self.keep()
+
     def keep(self) -> None:
-        """Make sure that it is still held; to be called about each second. Refused when another service took it meanwhile."""
+        """Make sure that it is still held; Refused when another service took it meanwhile."""
         try:
             if self._connection is None:
                 self.take()

@@ -62,17 +62,17 @@ class Relay:
                 connection.close()
             self._connections = None
 
-    def drain(self, published: int) -> Drained | None:
+    def drain(self) -> Drained | None:
         """Sequence everything that is committed; None when the outbox is empty.
 
-        `published` is the last confirmed sequence, saved on the way. Raises Unavailable when the database is away: nothing has
+        Raises Unavailable when the database is away: nothing has
         then changed, or the position in the database has moved and is read again by the caller.
         """
         reader, writer = self._open()
         with self._database.guard():
-            return self._drain(reader, writer, published)
+            return self._drain(reader, writer)
 
-    def _drain(self, reader: Connection, writer: Connection, published: int) -> Drained | None:
+    def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         composer = Composer(self._writer, self.position, self._settings.batch_bytes)
         ids: list[int] = []
         held: list[Batch] = []
@@ -96,7 +96,7 @@ class Relay:
         out = held if not written else []
         outbox.remove(writer, ids)
         outbox.reject(writer, unfit)
-        nodestate.advance(writer, self.position, composer.position, published=published)
+        nodestate.advance(writer, self.position, composer.position)
         writer.commit()
         self.position = composer.position
         for row, reason in unfit:

@@ -82,6 +82,7 @@ class PrimaryService:
         )
         self._publish.start()
         self._consume.start()
+        self._crew.start("lock", self._runtime.lock.loop)
         self._crew.start("relay", self._relay_loop)
         self._crew.start("sender", self._sender_loop)
         self._crew.start("control", self._control_loop)
@@ -94,7 +95,6 @@ class PrimaryService:
         self._log.info("primary_stopped", sequence=self._position.sequence, confirmed=self._sender.confirmed)
 
     def _each_second(self) -> None:
-        self._runtime.lock.keep()
         self._lists.refresh()
         if self._control.silent_s() > self._settings.intervals.offline_after_s:
             self._consume.renew_after(self._settings.intervals.offline_after_s)
@@ -116,7 +116,7 @@ class PrimaryService:
         untidy = 0
         try:
             while not stop.is_set():
-                while (drained := self._relay.drain(self._sender.confirmed)) is not None:
+                while (drained := self._relay.drain()) is not None:
                     self._drained(drained)
                     untidy += drained.rows
                     if untidy > _TIDY_ROWS:
