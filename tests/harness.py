@@ -196,7 +196,8 @@ class Cluster:
             return f"all nodes at the primary's sequence\n{logs}"
 
         wait_for(arrived, where, timeout_s)  # type: ignore[arg-type]
-        assert self.differences() == []
+        found = self.differences()
+        assert not found, found
 
     def _queries(self) -> dict[str, str]:
         node = self.primary

@@ -1,6 +1,8 @@
 """`kill -9` of anything at any time, during work: afterwards all nodes are equal, without holes, nothing lost."""
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -264,6 +266,36 @@ def test_a_killed_database_loses_nothing(
         for one in cluster.nodes.values():
             one.close()
         server.drop_database(url)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+@pytest.mark.parametrize("name", ["st1", "st2"])
+def test_a_service_ends_though_its_database_answers_nothing(new_cluster: MakeCluster, database_kind: str, name: str) -> None:
+    """STYLE 6: every wait ends when the process is to stop, in a bounded time; afterwards it goes on as if nothing was."""
+    cluster = new_cluster(database_kind)
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    node = cluster.nodes[name]
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'stsync'"
+    frozen = [int(row[0]) for row in node.rows(query)]
+    assert frozen
+    process = node.process
+    assert process is not None
+    try:
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(40)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    assert code in ([5] if name == "st1" else [0, 5]), "a primary always waits for its database, a secondary at times"
+    assert ("did not stop within 30 s" in node.log) == (code == 5)
+    assert "Traceback" not in node.log
+    wait_for(lambda: not node.rows(query), "the database to forget the dead service's connections")
+    node.start()
+    cluster.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    cluster.wait_equal()
 
 
 @pytest.mark.long
