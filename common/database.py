@@ -27,6 +27,7 @@ class Database:
     def __init__(self, settings: DatabaseSettings) -> None:
         self.dialect, self._url = dialect_for(settings.url.get_secret_value())
         self.engine: Engine = self.dialect.engine(self._url, settings.connect_timeout_s)
+        self.reading: Engine = self.dialect.engine(self._url, settings.connect_timeout_s, read_only=True)
 
     @property
     def address(self) -> str:
@@ -49,8 +50,7 @@ class Database:
     def open(self, *, read_only: bool = False) -> Connection:
         """A connection that its caller closes; `read_only`: every transaction on it reads one snapshot and blocks nobody."""
         with self.guard(connecting=True):
-            engine = self.engine.execution_options(**self.dialect.read_options) if read_only else self.engine
-            return engine.connect()
+            return (self.reading if read_only else self.engine).connect()
 
     @contextmanager
     def guard(self, *, connecting: bool = False) -> Iterator[None]:

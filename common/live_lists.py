@@ -35,7 +35,7 @@ class LiveLists:
 
     def load(self) -> None:
         """Read list and schema; raises Misconfigured."""
-        with self._lock, self._database.connect() as connection:
+        with self._lock, self._database.connect(read_only=True) as connection:
             self._seen = self._stamp()
             self._tables = listed_tables(self._database, connection, self._settings)
             self.generation += 1
@@ -65,7 +65,7 @@ class LiveLists:
         return True
 
     def _warn_if_not_installed(self) -> None:
-        with self._database.connect() as connection:
+        with self._database.connect(read_only=True) as connection:
             known = {row.table_name for row in connection.execute(select(captured.c.table_name))}
             connection.rollback()
         if known != set(self._tables):

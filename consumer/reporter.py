@@ -33,13 +33,14 @@ class Reporter:
         self._primary = primary
         self._intervals = intervals
         self._standing = standing
-        self._number = 0
+        self._number: int | None = None
         self._sending = threading.Lock()  # numbers are given and sent in one order, whichever thread speaks
         self._changed = threading.Event()
 
     def start(self, first_number: int) -> None:
-        """Number messages from here on."""
-        self._number = first_number
+        """Number messages from here on; before that none is sent."""
+        with self._sending:
+            self._number = first_number
 
     def changed(self) -> None:
         """The standing changed: report soon."""
@@ -84,6 +85,8 @@ class Reporter:
 
     def _publish(self, kind: MessageKind, body: Callable[[int], Report | CatchUp], epoch: int) -> bool:
         with self._sending:
+            if self._number is None:
+                return False
             self._number += 1
             content = encode_body(body(self._number))
             message = self._writer.write(kind, content, epoch=epoch, audience=self._primary, expires_in_s=_EXPIRES_S)

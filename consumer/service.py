@@ -72,15 +72,8 @@ class SecondaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
-        with self._runtime.database.connect() as connection:
-            self._reporter.start(nodestate.reserve_numbers(connection))
-            connection.commit()
-            self._applier.load(connection)
-        self._log.info(
-            "secondary_started",
-            sequence=self._applier.standing().position.sequence,
-            tables=len(self._lists.tables),
-        )
+        sequence = self._runtime.state.position.sequence
+        self._log.info("secondary_started", sequence=sequence, tables=len(self._lists.tables))
         self._publish.start()
         self._consume.start()
         self._crew.start("lock", self._runtime.lock.loop)
@@ -108,6 +101,8 @@ class SecondaryService:
         try:
             with self._runtime.database.connect() as connection:
                 self._applier.load(connection)
+                self._reporter.start(nodestate.reserve_numbers(connection))
+                connection.commit()
                 while not self._runtime.stop.is_set():
                     self._work(connection)
         except Unavailable:

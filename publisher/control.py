@@ -1,4 +1,4 @@
-"""The primary's ear and voice: heartbeats out, reports and catch-up requests in (TRAPS 9, 11, 12)."""
+"""The primary's ear: reports and catch-up requests in, batches from the journal out (TRAPS 11, 12)."""
 
 import math
 import queue
@@ -23,7 +23,6 @@ from common.settings import Settings
 from common.topology import Topology
 from common.wire import (
     CatchUp,
-    Heartbeat,
     MessageKind,
     PastRetention,
     Reader,
@@ -72,7 +71,6 @@ class Control:
         self._serving: dict[str, _Serving] = {}
         self._numbers: dict[str, int] = {}
         self._number = 0
-        self._journal_first = 0
         self._heard = time.monotonic()
 
     def silent_s(self) -> float:
@@ -83,27 +81,7 @@ class Control:
         """Read what earlier runs knew."""
         self._number = nodestate.reserve_numbers(connection)
         self._numbers = dict(connection.execute(select(reports.c.name, reports.c.number)).all())
-        self._journal_first = journal.first_sequence(connection)
         connection.commit()
-
-    def heartbeat(self, connection: Connection, published: int, republished: int) -> None:
-        """Tell all nodes where the log stands; `published` is the last confirmed sequence as the database has it (see Heartbeat)."""
-        self._journal_first = journal.first_sequence(connection)
-        connection.rollback()
-        head = self._head()
-        self._number += 1
-        body = encode_body(Heartbeat(self._number, head.sequence, head.hash, self._journal_first, published, republished))
-        expires_in_s = 10 * self._settings.intervals.heartbeat_s
-        message = self._writer.write(
-            MessageKind.HEARTBEAT, body, epoch=head.epoch, sequence=head.sequence, expires_in_s=expires_in_s
-        )
-        self._link.publish(
-            self._topology.events_exchange,
-            "",
-            message,
-            expiration_ms=int(expires_in_s * 1000),
-            persistent=False,
-        )
 
     def take(self, connection: Connection, deliveries: list[Delivery]) -> None:
         """Handle what arrived: only the last report of each node is written."""
@@ -128,7 +106,10 @@ class Control:
         connection.commit()
 
     def serve(self, connection: Connection) -> bool:
-        """Send the next slice to nodes that catch up, at most half of the link's room; True while there is more to send."""
+        """Send the next slice to nodes that catch up, at most half of the link's room; True while there is more to send.
+
+        It only reads.
+        """
         for node in list(self._serving):
             self._serve_one(connection, node, self._serving[node])
         connection.rollback()

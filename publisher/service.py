@@ -14,6 +14,7 @@ from common.live_lists import LiveLists
 from common.runtime import Runtime
 from publisher import journal
 from publisher.control import Control, gather
+from publisher.heartbeat import Pulse
 from publisher.relay import Drained, Relay
 from publisher.sender import Sender
 
@@ -69,6 +70,15 @@ class PrimaryService:
             link=self._publish,
             head=lambda: self._relay.position,
         )
+        self._pulse = Pulse(
+            runtime.database,
+            self._settings,
+            runtime.topology,
+            runtime.writer,
+            self._publish,
+            head=lambda: self._relay.position,
+            republished=lambda: self._sender.republished,
+        )
         self._sender.use(self._publish)
 
     def run(self) -> None:
@@ -86,6 +96,7 @@ class PrimaryService:
         self._crew.start("relay", self._relay_loop)
         self._crew.start("sender", self._sender_loop)
         self._crew.start("control", self._control_loop)
+        self._crew.start("heartbeat", lambda: self._pulse.loop(self._runtime.stop))
         try:
             self._crew.watch(self._each_second)
             self._crew.join()
@@ -105,7 +116,7 @@ class PrimaryService:
 
     def _relay_loop(self) -> None:
         stop, relay = self._runtime.stop, self._settings.relay
-        with self._database.connect() as connection:
+        with self._database.connect(read_only=True) as connection:
             self._relay.position = nodestate.read_installed(connection, self._settings).position
             connection.rollback()
         self._sender.offer((), self._relay.position.sequence)
@@ -147,26 +158,22 @@ class PrimaryService:
             raise
 
     def _serve_control(self) -> None:
-        stop, intervals = self._runtime.stop, self._settings.intervals
-        with self._database.connect() as connection:
+        with self._database.connect() as connection, self._database.connect(read_only=True) as reading:
             self._control.start(connection)
-            next_beat = next_prune = time.monotonic()
+            next_save = next_prune = time.monotonic()
             serving = False
-            saved = self._sender.confirmed
-            while not stop.is_set():
-                pause = 0.01 if serving else max(0.0, min(next_beat - time.monotonic(), 0.25))
-                deliveries = gather(self._arrived, pause)
+            saved = -1
+            while not self._runtime.stop.is_set():
+                deliveries = gather(self._arrived, 0.01 if serving else 0.25)
                 if deliveries:
                     self._control.take(connection, deliveries)
                     self._consume.ack(deliveries[-1], multiple=True)
-                serving = self._control.serve(connection)
-                if time.monotonic() >= next_beat:
-                    next_beat = time.monotonic() + intervals.heartbeat_s
-                    if saved != self._sender.confirmed:
-                        saved = self._sender.confirmed
-                        nodestate.save(connection, published=saved)
-                        connection.commit()
-                    self._control.heartbeat(connection, saved, self._sender.republished)
+                serving = self._control.serve(reading)
+                if time.monotonic() >= next_save and saved != self._sender.confirmed:
+                    next_save = time.monotonic() + self._settings.intervals.heartbeat_s
+                    saved = self._sender.confirmed
+                    nodestate.save(connection, published=saved)
+                    connection.commit()
                 if time.monotonic() >= next_prune:
                     next_prune = time.monotonic() + self._settings.journal.prune_every_s
                     journal.prune(connection, self._settings.journal, saved)

@@ -1,6 +1,6 @@
 """What every database dialect gives, and the SQL that PostgreSQL and MariaDB share for replaying whole frames."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,8 +136,12 @@ class Waker(Protocol):
 class EngineDialect(Protocol):
     """What every process needs: connections with pinned session settings, the service's lock, a waker."""
 
-    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
-        """An engine whose connections have the session settings that values need (DESIGN §4)."""
+    def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
+        """An engine whose connections have the session settings that values need (DESIGN §4).
+
+        `read_only`: every transaction on them reads one snapshot and blocks nobody. All of it is set as a connection begins: what
+        is set for one use of it only, SQLAlchemy sets back at the end, and where the server died it logs a traceback.
+        """
 
     def lock(self, connection: Connection) -> bool:
         """Take the lock that one `stsync run` a database holds as long as its connection lives; False: another has it."""
@@ -168,7 +172,6 @@ class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
     name: str
     errors: tuple[type[BaseException], ...]
     replay_mark: str  # an SQL condition that holds while a transaction replays; for programs' own triggers
-    read_options: Mapping[str, Any]  # execution options of connections that only read, one snapshot a transaction
 
     def quote(self, name: str) -> str:
         """An identifier as it stands in SQL, whatever characters it has."""
@@ -337,8 +340,3 @@ def by_name(tables: Iterable[Table]) -> dict[str, Table]:
 def columns_json(names: Iterable[str]) -> str:
     """Column names as the outbox holds them."""
     return orjson.dumps(list(names)).decode()
-
-
-def stale(installed: Iterable[Trigger], wanted: Mapping[str, Trigger]) -> list[Trigger]:
-    """Installed triggers that are not wanted any more."""
-    return [one for one in installed if one.name not in wanted]

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pymysql
@@ -182,7 +182,6 @@ class Mariadb:
     name = "mariadb"
     replay_mark = "@stsync_replay IS NOT NULL"
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
-    read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
 
     def quote(self, name: str) -> str:
         """See Dialect."""
@@ -196,7 +195,7 @@ class Mariadb:
         """See Dialect."""
         return '"1"' if value else '"0"'
 
-    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
+    def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""
         engine = create_engine(
             url,
@@ -204,7 +203,7 @@ class Mariadb:
             pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
             connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "charset": "utf8mb4"},
-            isolation_level="READ COMMITTED",
+            isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
         )
 
         @event.listens_for(engine, "connect")

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import select
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -160,7 +160,6 @@ class Postgresql:
     name = "postgresql"
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
-    read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}
 
     def quote(self, name: str) -> str:
         """See Dialect."""
@@ -174,7 +173,7 @@ class Postgresql:
         """See Dialect."""
         return '"true"' if value else '"false"'
 
-    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
+    def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""
         engine = create_engine(
             url,
@@ -189,7 +188,7 @@ class Postgresql:
                 "keepalives_count": KEEPALIVE.count,
                 "tcp_user_timeout": KEEPALIVE.total_s * 1000,
             },
-            isolation_level="READ COMMITTED",
+            isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
         )
 
         @event.listens_for(engine, "connect")
@@ -209,8 +208,13 @@ class Postgresql:
 
     def tidy(self, engine: Engine) -> None:
         """See EngineDialect: dead rows would be read again and again until the server's own vacuum comes (once a minute)."""
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM (TRUNCATE false, INDEX_CLEANUP on) stsync_outbox")
+        connection = engine.raw_connection()
+        try:
+            driver: Any = connection.driver_connection
+            driver.autocommit = True
+            driver.execute("VACUUM (TRUNCATE false, INDEX_CLEANUP on) stsync_outbox")
+        finally:
+            connection.invalidate()
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""

@@ -27,7 +27,6 @@ from common.dialects.polling import PollWaker
 from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
-READ_ONLY = "stsync_read"
 _BUSY_TIMEOUT_S = 30.0
 _OTHERS_SQL = """
 SELECT tbl_name, name, sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' ORDER BY name
@@ -168,7 +167,6 @@ class Sqlite:
     name = "sqlite"
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
-    read_options: Mapping[str, Any] = {READ_ONLY: True}
 
     def quote(self, name: str) -> str:
         """See Dialect."""
@@ -183,8 +181,8 @@ class Sqlite:
         """See Dialect."""
         return "1" if value else "0"
 
-    def engine(self, url: URL, connect_timeout_s: float) -> Engine:
-        """See EngineDialect. Transactions begin with the write lock, but for connections with the option `stsync_read`."""
+    def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
+        """See EngineDialect. Transactions begin with the write lock, but for those that only read."""
         del connect_timeout_s
         if not url.database or url.database == ":memory:":
             raise Misconfigured("database.url: a database file is needed, as in sqlite:////path/st.db")
@@ -199,6 +197,8 @@ class Sqlite:
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:
             connection.isolation_level = None
+            if read_only:
+                connection.text_factory = _text
             for pragma in (
                 "foreign_keys = ON",
                 "synchronous = FULL",
@@ -209,11 +209,7 @@ class Sqlite:
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            reading = connection.get_execution_options().get(READ_ONLY)
-            if reading:
-                driver: Any = connection.connection.driver_connection
-                driver.text_factory = _text
-            connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
         @event.listens_for(engine, "commit")
         def commit(connection: Connection) -> None:

@@ -1,5 +1,6 @@
 """A node's database that goes away: told as one of ours, and nowhere else."""
 
+import gc
 import logging
 import os
 import socket
@@ -32,10 +33,27 @@ def test_a_connection_that_dies_is_told_once(
     with database.connect() as connection:
         connection.execute(text("SELECT 1"))
     if when == "connected":
-        event.listen(database.engine, "checkout", lambda driver, *_: cut(driver))
+        for engine in (database.engine, database.reading):
+            event.listen(engine, "checkout", lambda driver, *_: cut(driver))
     with caplog.at_level(logging.DEBUG), pytest.raises(Unavailable), database.connect(read_only=read_only) as connection:  # noqa: PT012
         if when == "used":
             connection.execute(text("SELECT 1"))
             cut(connection.connection.driver_connection)
         connection.execute(text("SELECT 1"))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_dead_connection_that_nobody_closes_says_nothing(
+    new_database: NewDatabase, database_kind: str, read_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """STYLE: SQLAlchemy takes such a one back when it is collected; nothing must be set back on it then."""
+    database = Database(DatabaseSettings(url=SecretStr(new_database(database_kind))))
+    connection = database.open(read_only=read_only)
+    connection.execute(text("SELECT 1"))
+    cut(connection.connection.driver_connection)
+    with caplog.at_level(logging.DEBUG):
+        del connection
+        gc.collect()
+    assert not [record for record in caplog.records if record.exc_info]
