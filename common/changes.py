@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
+import orjson
 
 from common.errors import MessageRefused
 
@@ -139,3 +140,8 @@ def _plain(key: Key) -> Key:
 
 def _encoded(value: str) -> str:
     return msgspec.json.encode(msgspec.json.decode(value)).decode() if "\\" in value else value
+
+
+def without_old_key(row: str, key_columns: int) -> str:
+    """The new row of a `rekey` row."""
+    return orjson.dumps(orjson.loads(row)[key_columns:]).decode()

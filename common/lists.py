@@ -10,7 +10,6 @@ from common.errors import Misconfigured
 from common.schema import Column, ListedTable, Table
 
 TABLES_FILE = Path("conf/sync_tables.conf")
-BOOKKEEPING_PREFIX = "stsync_"
 _GLOB = re.compile(r"[*?\[]")
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _TOKEN = re.compile(

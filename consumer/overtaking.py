@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import orjson
 
-from common.changes import SEPARATOR, Frame, Kind, keys_of
-from common.dialects.base import without_old_key
+from common.changes import SEPARATOR, Frame, Kind, keys_of, without_old_key
 from common.errors import MessageRefused
 from common.schema import ListedTable
 from consumer.plan import Step

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from common.changes import SEPARATOR, Frame, Kind
-from common.dialects.base import Dialect, TableWriter, run, without_old_key
+from common.changes import SEPARATOR, Frame, Kind, without_old_key
+from common.dialects.base import Dialect, TableWriter, run
 from common.errors import NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan

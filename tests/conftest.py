@@ -75,12 +75,6 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def database_url(database_kind: str, new_database: NewDatabase) -> str:
-    """The URL of a new, empty database, on each of the three engines in turn."""
-    return new_database(database_kind)
-
-
 def _serve(kind: type[Server], directory: Path) -> Iterator[Server]:
     """A running server; where it cannot be had the tests that need it fail, they are never skipped."""
     try:

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import orjson
 from sqlalchemy.engine import URL, Connection, Engine
 
-from common.changes import SEPARATOR
 from common.errors import NotApplicable, StsyncError
 from common.schema import Column, ListedTable, Table
 
@@ -27,7 +26,6 @@ class Keepalive:
 
 
 KEEPALIVE = Keepalive()
-OUTBOX_COLUMNS = ("table_name", "kind", "columns_json", "rows_json", "row_count", "canonical")
 
 
 @dataclass(frozen=True)
@@ -200,16 +198,6 @@ def columns_for(table: ListedTable, names: Sequence[str]) -> list[Column]:
 def written(table: ListedTable, columns: Sequence[Column]) -> list[tuple[int, Column]]:
     """Which of a frame's values are written here, with their place in the row: not excluded or computed ones (TRAPS 32)."""
     return [(i, c) for i, c in enumerate(columns) if c.name not in table.exclude and not c.generated]
-
-
-def without_old_key(row: str, key_columns: int) -> str:
-    """The new row of a `rekey` row."""
-    return orjson.dumps(orjson.loads(row)[key_columns:]).decode()
-
-
-def split(rows: str) -> list[str]:
-    """The single rows of a frame's text."""
-    return rows.split(SEPARATOR)
 
 
 Quote = Callable[[str], str]

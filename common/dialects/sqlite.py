@@ -116,7 +116,6 @@ class SqliteWriter:
 
         columns = ", ".join(quote(c.name) for _, c in places)
         marks = ", ".join(f"?{i + 1}" for i, _ in places)
-        self._width = width
         selected = f"INSERT INTO {target} ({columns}) SELECT {marks} WHERE 1{inside(0)}"
         self._insert = selected if where else f"INSERT INTO {target} ({columns}) VALUES ({marks})"
         self._missing = f"{selected} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"

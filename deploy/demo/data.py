@@ -48,7 +48,6 @@ class Maker:
         self._dice = random.Random(seed)
         self._names = [f"acct-{number:05d}" for number in range(accounts)]
         self._units: list[str] = []
-        self._routes: list[str] = []
 
     def rows(self) -> Rows:
         """All rows by table, parents before children."""
