@@ -2,9 +2,11 @@
 
 import json
 import time
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -44,22 +46,28 @@ def status(
         _watch(database, settings, as_json=as_json)
         return
     found = reading.read(database, settings)
-    if as_json:
-        typer.echo(json.dumps(found.document, ensure_ascii=False))
-    else:
-        _console().print(_render(found))
+    _show(_console(), found, as_json=as_json)
     raise typer.Exit(exits.OK if found.in_sync else exits.NO)
 
 
 def _watch(database: Database, settings: Settings, *, as_json: bool) -> None:
-    if as_json:
+    """Until interrupted; redrawn on a terminal, one document or table after the other elsewhere."""
+    console = _console()
+    if as_json or not console.is_terminal:
         while True:
-            typer.echo(json.dumps(reading.read(database, settings).document, ensure_ascii=False))
+            _show(console, reading.read(database, settings), as_json=as_json)
             time.sleep(_WATCH_S)
-    with Live(_render(reading.read(database, settings)), console=_console(), auto_refresh=False) as live:
+    with Live(_render(reading.read(database, settings)), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_S)
             live.update(_render(reading.read(database, settings)), refresh=True)
+
+
+def _show(console: Console, found: Status, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found.document, ensure_ascii=False))
+    else:
+        console.print(_render(found))
 
 
 def _console() -> Console:
@@ -80,29 +88,21 @@ def _render(found: Status) -> RenderableType:
         parts.append(
             Text(f"outbox {document['outbox']} · journal {journal['first']}–{journal['last']}, {_bytes(journal['bytes'])}")
         )
-    table = Table(
-        "node",
-        "state",
-        "sequence",
-        "behind",
-        "lag",
-        "quarantined",
-        "refused",
-        "last full sync",
-        "last report",
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("node", "state"):
+        table.add_column(name, no_wrap=True)  # what must be readable however narrow the terminal
+    for name in ("sequence", "behind", "lag ms", "quarantined", "full sync", "report"):
+        table.add_column(name, justify="right")
     for node in found.nodes:
-        colour = _COLOURS.get(node.state, "red")
         table.add_row(
             node.name,
-            Text(str(node.state), style=colour),
+            Text(str(node.state), style=_COLOURS.get(node.state, "red")),
             str(node.sequence),
             str(node.behind),
-            "–" if node.lag_ms is None else f"{node.lag_ms:.1f} ms",
+            "–" if node.lag_ms is None else f"{node.lag_ms:.1f}",
             str(node.quarantined),
-            str(sum(node.refused.values())),
-            node.last_full_sync or "never",
-            node.last_report or "–",
+            _age(node.last_full_sync),
+            _age(node.last_report),
         )
     if found.nodes:
         parts.append(table)
@@ -110,6 +110,17 @@ def _render(found: Status) -> RenderableType:
     parts += [Text(f"{name}: refused {_kinds(kinds)}") for name, kinds in _refusals(found) if kinds]
     parts += [Text(f"warning: {one}", style="yellow") for one in document["warnings"]]
     return Group(*parts)
+
+
+def _age(moment: str | None) -> str:
+    """How long ago, in the largest unit that fits."""
+    if moment is None:
+        return "never"
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def _refusals(found: Status) -> list[tuple[str, dict[str, int]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from common.wire import MAGIC
 from publisher import capture
 from tests.conftest import NewDatabase
 from tests.harness import Cluster, Node, transaction, wait_for
@@ -340,3 +341,33 @@ def test_the_primary_is_heard_while_a_program_holds_the_write_lock(cluster: Clus
         wait_for(lambda: heard() >= before + 5, "five heartbeats", 15)
         import_.commit()
     cluster.wait_equal()
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_the_data_key_rotates_while_the_cluster_works(new_cluster: MakeCluster, database_kind: str) -> None:
+    """Bodies sealed under each of several keys arrive, live and from the journal."""
+    found = new_cluster(database_kind, settings=f"data_key_hours = {0.2 / 3600}")
+    late = found.nodes["st3"]
+    for node in (found.primary, found.nodes["st2"]):
+        node.start()
+    keys: set[bytes] = set()
+
+    def rotated() -> bool:
+        found.primary.execute("DELETE FROM unit", f"INSERT INTO unit VALUES ({found.primary.sequence() + 1}, 'next', NULL)")
+        for (message,) in found.primary.rows("SELECT message FROM stsync_journal"):
+            keys.add(_wrapped_key(message))
+        return len(keys) > 3
+
+    wait_for(rotated, "more than three data keys")
+    late.start()
+    found.wait_equal()
+    assert found.primary.status()["refused"] == {}
+    assert [node.status()["refused"] for node in found.secondaries] == [{}, {}]
+
+
+def _wrapped_key(message: bytes) -> bytes:
+    """The data key of a message as it travels, wrapped to the cluster certificate (common.wire, common.trust.sealing)."""
+    rest = message[len(MAGIC) :]
+    for _ in ("certificates", "signature", "header"):
+        rest = rest[4 + int.from_bytes(rest[:4], "big") :]
+    return rest[3 : 3 + int.from_bytes(rest[1:3], "big")]
