@@ -10,6 +10,7 @@ from common import nodestate
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
 from common.crew import Crew
 from common.errors import Fault, Unavailable
+from common.link_log import LinkLog
 from common.live_lists import LiveLists
 from common.runtime import Runtime
 from consumer.applier import Applier
@@ -31,6 +32,7 @@ class SecondaryService:
         self._runtime = runtime
         settings, state = runtime.settings, runtime.state
         self._log = structlog.get_logger("secondary")
+        self._link_log = LinkLog("secondary")
         self._crew = Crew(runtime.stop)
         self._lists = LiveLists(runtime.database, settings)
         self._arrived: queue.Queue[Delivery] = queue.Queue()
@@ -138,7 +140,6 @@ class SecondaryService:
         return found
 
     def _link_state(self, event: str, state: LinkState, link: PublishLink | ConsumeLink) -> None:
-        level = self._log.info if state.name in ("ready", "connecting", "paused", "stopped") else self._log.warning
-        level(event, state=state.name, reason=state.reason)
+        self._link_log.tell(event, state)
         if state.name == "refused":
             self._crew.fail(link.fault or Fault(state.reason or "the broker refused"))

@@ -10,6 +10,7 @@ from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
 from common.changes import Position
 from common.crew import Crew
 from common.errors import Fault, Unavailable
+from common.link_log import LinkLog
 from common.live_lists import LiveLists
 from common.runtime import Runtime
 from publisher import journal
@@ -35,6 +36,7 @@ class PrimaryService:
         self._settings = runtime.settings
         self._database = runtime.database
         self._log = structlog.get_logger("primary")
+        self._link_log = LinkLog("primary")
         self._crew = Crew(runtime.stop)
         self._lists = LiveLists(runtime.database, runtime.settings)
         state = runtime.state
@@ -184,17 +186,13 @@ class PrimaryService:
             self._sender.confirmed_up_to(token)
 
     def _publish_state(self, state: LinkState) -> None:
-        self._tell("broker_publish", state)
+        self._link_log.tell("broker_publish", state)
         if state.name == "ready":
             self._sender.poke()
         if state.name == "refused":
             self._crew.fail(self._publish.fault or Fault(state.reason or "the broker refused"))
 
     def _consume_state(self, state: LinkState) -> None:
-        self._tell("broker_consume", state)
+        self._link_log.tell("broker_consume", state)
         if state.name == "refused":
             self._crew.fail(self._consume.fault or Fault(state.reason or "the broker refused"))
-
-    def _tell(self, event: str, state: LinkState) -> None:
-        level = self._log.info if state.name in ("ready", "connecting", "paused", "stopped") else self._log.warning
-        level(event, state=state.name, reason=state.reason)

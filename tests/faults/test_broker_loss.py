@@ -252,3 +252,16 @@ def test_a_journal_with_a_hole_is_told_not_waited_on(new_cluster: MakeCluster, b
     wait_for(lambda: primary.status()["published"] == head, "what follows the hole is published")
     assert primary.log.count("unpublished_batches_missing") == 1
     assert "journal" in node.status()["reason"]
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_a_secondary_that_hears_nothing_does_not_fill_its_log(new_cluster: MakeCluster, database_kind: str) -> None:
+    """Its link is renewed again and again meanwhile (a binding may be gone), and that is no news."""
+    cluster = new_cluster(database_kind, settings="[intervals]\noffline_after_s = 1.0\n[log]\nlevel = 'debug'")
+    node = cluster.nodes["st2"]
+    node.start()
+    wait_running(node)
+    before = node.log
+    until = time.monotonic() + 6
+    wait_told(lambda: time.monotonic() > until, lambda: node.log, 20)
+    assert node.log == before
