@@ -130,6 +130,7 @@ quarantine = Table(
     _name("table_name", nullable=False),
     Column("kind", String(1), nullable=False),
     Column("columns_json", _Long, nullable=False),
+    Column("key_columns", Integer, nullable=False, server_default=text("0")),
     Column("key_json", _Long, nullable=False),
     Column("row_json", _Long, nullable=False),
     Column("reason", _Long, nullable=False),
@@ -161,15 +162,20 @@ captured = Table(
     **_OPTIONS,
 )
 # SQLite only: holds a row while this transaction replays (TRAPS 5).
-replaying = Table("stsync_replaying", metadata, Column("id", Integer, primary_key=True), **_OPTIONS)
-# SQLite only: keys of rows that the insert at hand would replace (TRAPS 2).
+replaying = Table("stsync_replaying", metadata, Column("id", Integer, primary_key=True), info={"only": "sqlite"})
+# SQLite only: keys of rows that stood in the way of others, by what they stood in the way of (common.dialects.sqlite_capture).
 replacing = Table(
     "stsync_replacing",
     metadata,
-    Column("table_name", String(255), nullable=False),
-    Column("key_json", _Long, nullable=False),
-    Index(
-        "stsync_replacing_row", "table_name", "key_json", mysql_length={"key_json": 100}, mariadb_length={"key_json": 100}
-    ),
-    **_OPTIONS,
+    _name("table_name", nullable=False),
+    Column("cause", _Long, nullable=False),
+    Column("place", Integer),
+    *(Column(f"k{place}", _Blob) for place in range(16)),  # no affinity: each value keeps its storage class
+    Index("stsync_replacing_cause", "table_name", "cause"),
+    info={"only": "sqlite"},
 )
+
+
+def tables_of(dialect: str) -> list[Table]:
+    """Those that a database of this kind has."""
+    return [table for table in metadata.sorted_tables if table.info.get("only", dialect) == dialect]

@@ -51,13 +51,17 @@ class Position:
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True):
-    """A run of changes of one table and kind; `count` rows."""
+    """A run of changes of one table and kind; `count` rows.
+
+    `key`: so many of the columns, the first ones, are the sender's key; 0 where he no longer knew (TRAPS 6).
+    """
 
     table: str
     kind: Kind
     columns: tuple[str, ...]
     count: int
     rows: str
+    key: int = 0
 
     def texts(self) -> list[str]:
         """Each row's JSON array, in order."""

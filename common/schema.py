@@ -3,17 +3,26 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Equality = Literal["exact", "folded", "unknown"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, the engine's own name of its type, and whether the engine computes it."""
+    """A column: its name, the engine's own name of its type, and whether the engine computes it.
+
+    `equality`, of columns of the key: `exact`: values that the engine takes for equal have one text; `folded`: printable ASCII ones
+    are equal only where they are without case and spaces at the end; `unknown`: nothing is known of texts that differ.
+    """
 
     name: str
     type: str
     generated: bool = False
     required: bool = False  # NOT NULL without a default: an insert must name it
     fixed: bool = False  # no update can set it: an identity that is always generated
+    nullable: bool = False  # part of the key, and may be NULL all the same (SQLite)
+    equality: Equality = "exact"
 
 
 @dataclass(frozen=True)
@@ -25,24 +34,36 @@ class OtherTrigger:
 
 
 @dataclass(frozen=True)
+class Unique:
+    """A unique key: its columns and the collation of each; `partial`: only some rows are in it."""
+
+    columns: tuple[str, ...]
+    collations: tuple[str, ...]
+    partial: bool = False
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its further unique keys.
+    """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its unique keys, the
+    primary one first.
 
     `silent`: the parents, and their columns referred to, whose deletes and updates the database hands on to this table without
     firing its triggers.
     `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
     `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
+    `overtaken`: another trigger runs before ours because it was made after them; they have to be made anew.
     """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     parents: frozenset[str] = frozenset()
-    uniques: tuple[tuple[str, ...], ...] = ()
+    uniques: tuple[Unique, ...] = ()
     triggers: tuple[OtherTrigger, ...] = ()
     silent: frozenset[tuple[str, str]] = frozenset()
     obstacle: str | None = None
     followed: bool = False
+    overtaken: bool = False
 
     def column(self, name: str) -> Column | None:
         """The column of exactly that name."""

@@ -212,7 +212,11 @@ def _warnings(connection: Connection, database: Database) -> list[str]:
         found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
     known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
     tables = database.dialect.tables(connection)
-    changed = sorted(name for name, print_ in known.items() if name not in tables or tables[name].fingerprint() != print_)
+    changed = sorted(
+        name
+        for name, print_ in known.items()
+        if name not in tables or tables[name].overtaken or tables[name].fingerprint() != print_
+    )
     if changed:
         found.append(
             f"the schema of {', '.join(changed)} changed since capture was installed, or other programs' triggers on it: run "

@@ -12,7 +12,7 @@ import orjson
 from common.changes import SEPARATOR, Frame, Kind, keys_of, without_old_key
 from common.errors import MessageRefused
 from common.schema import ListedTable
-from consumer.plan import Step
+from consumer.plan import Step, same_key
 
 
 @dataclass
@@ -89,7 +89,7 @@ def row_keys(frame: Frame | Step, table: ListedTable, *, old: bool = False) -> l
     frame fails as a whole and overtakes nothing."""
     width = len(table.key)
     rows, kind = frame.rows, frame.kind
-    if frame.columns[:width] != tuple(column.name for column in table.key):
+    if not same_key(frame, table):
         return []
     try:
         if kind is Kind.REKEY and not old:

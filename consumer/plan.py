@@ -7,8 +7,10 @@ cannot be collapsed that way (a key that changed, a truncation, a row deleted an
 no plan and is replayed in the original order.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
 from common.schema import ListedTable
@@ -18,13 +20,14 @@ _BULK = (Kind.INSERT, Kind.UPDATE, Kind.DELETE)
 
 @dataclass(frozen=True)
 class Step:
-    """One statement: rows of one table and kind, each key at most once."""
+    """One statement: rows of one table and kind, each key at most once; `key` as in Frame."""
 
     table: str
     kind: Kind
     columns: tuple[str, ...]
     count: int
     rows: str
+    key: int = 0
 
 
 @dataclass
@@ -44,7 +47,7 @@ class _Pile:
         if not self.needs_keys():
             return list(_packed(((f.kind, f.columns, f.count, f.rows) for f in self.frames), self.table.name, max_bytes))
         final = self._final()
-        if final is None:
+        if final is None or self._may_meet(final):
             return None
         columns = {frame.kind: frame.columns for frame in self.frames}
         columns.setdefault(Kind.INSERT, columns.get(Kind.UPDATE, ()))
@@ -68,6 +71,29 @@ class _Pile:
                 final[key] = (kind or frame.kind, row)
         return final
 
+    def _may_meet(self, final: Mapping[Key, tuple[Kind, str]]) -> bool:
+        """Whether a row that is deleted may have the key of one that is set, in another spelling: its delete would come last."""
+        kinds = {kind for kind, _ in final.values()}
+        if Kind.DELETE not in kinds or len(kinds) == 1 or all(column.equality == "exact" for column in self.table.key):
+            return False
+        if any(column.equality == "unknown" for column in self.table.key):
+            return True
+        folded = {
+            kind: {_folded(key) for key, (one, _) in final.items() if (one is Kind.DELETE) is kind} for kind in (True, False)
+        }
+        return None in folded[True] | folded[False] or not folded[True].isdisjoint(folded[False])
+
+
+_PLAIN: Final = re.compile(r"[ -\[\]-~]*")  # printable ASCII, no backslash
+
+
+def _folded(key: Key) -> str | None:
+    """What keys that are equal in a collation without case or with padding have in common; None where that is not known."""
+    texts = (key,) if isinstance(key, str) else key
+    if not all(map(_PLAIN.fullmatch, texts)):
+        return None
+    return ",".join(text.lower().rstrip('"').rstrip() for text in texts)
+
 
 def _after(before: Kind, now: Kind) -> Kind | None:
     """Two changes of one row as one; None when they may not be merged."""
@@ -88,7 +114,7 @@ def fast(
     piles: dict[str, _Pile] = {}
     for frame in frames:
         table = listed.get(frame.table)
-        if table is None or frame.kind not in _BULK or not _same_key(frame, table):
+        if table is None or frame.kind not in _BULK or not same_key(frame, table):
             return None
         piles.setdefault(frame.table, _Pile(table)).frames.append(frame)
     updated = {name for name, pile in piles.items() if any(frame.kind is Kind.UPDATE for frame in pile.frames)}
@@ -106,34 +132,38 @@ def fast(
     return puts + deletes
 
 
-def _same_key(frame: Frame, table: ListedTable) -> bool:
-    """Whether the sender's table has the key that it has here; replaying such a frame fails, and that alone."""
-    return frame.columns[: len(table.key)] == tuple(column.name for column in table.key)
+def same_key(frame: Frame | Step, table: ListedTable) -> bool:
+    """Whether the sender's table has the key that it has here; else its rows are not told apart by what tells them apart here, and
+    replaying such a frame fails, and that alone."""
+    names = tuple(column.name for column in table.key)
+    if frame.kind is Kind.DELETE:
+        return frame.columns == names
+    return frame.columns[: len(names)] == names and frame.key in (0, len(names))
 
 
 def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Iterator[Step]:
     """The frames in their original order as statements in which no key stands twice."""
     for frame in frames:
         table = listed.get(frame.table)
-        if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None or not _same_key(frame, table):
-            yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows)
+        if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None or not same_key(frame, table):
+            yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows, frame.key)
             continue
         seen: set[Key] = set()
         run: list[str] = []
         for key, row in zip(keys_of(frame, len(table.key)), frame.texts(), strict=True):
             if key in seen:
-                yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run))
+                yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run), frame.key)
                 seen, run = set(), []
             seen.add(key)
             run.append(row)
-        yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run))
+        yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run), frame.key)
 
 
 def single(frames: Iterable[Frame]) -> Iterator[Step]:
     """The frames in their original order, one change a step."""
     for frame in frames:
         for row in frame.texts():
-            yield Step(frame.table, frame.kind, frame.columns, 1, row)
+            yield Step(frame.table, frame.kind, frame.columns, 1, row, frame.key)
 
 
 def _packed(rows: Iterable[tuple[Kind, tuple[str, ...], int, str]], table: str, max_bytes: int) -> Iterator[Step]:

@@ -44,6 +44,7 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
             "table_name": one.step.table,
             "kind": one.step.kind.value,
             "columns_json": orjson.dumps(one.step.columns).decode(),
+            "key_columns": one.step.key,
             "key_json": replayer.key(one.step),
             "row_json": one.step.rows,
             "reason": one.reason,
@@ -75,7 +76,9 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
             id=row.id,
             epoch=row.epoch,
             sequence=row.sequence,
-            step=Step(row.table_name, Kind(row.kind), tuple(orjson.loads(row.columns_json)), 1, row.row_json),
+            step=Step(
+                row.table_name, Kind(row.kind), tuple(orjson.loads(row.columns_json)), 1, row.row_json, row.key_columns
+            ),
             key=row.key_json,
             reason=row.reason,
             attempts=row.attempts,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -194,6 +195,7 @@ class Replayer:
         if step.kind is Kind.TRUNCATE:
             run(connection, self._dialect.truncate(table))
             return
+        _check_key(step, table)
         writer = self._writer(table, step.columns)
         if step.kind is Kind.DELETE:
             writer.delete(cursor, step.rows)
@@ -234,6 +236,22 @@ class Replayer:
             names = columns if columns else tuple(c.name for c in table.key)
             known = self._writers[table.name, columns] = self._dialect.writer(table, names)
         return known
+
+
+def _check_key(step: Step, table: ListedTable) -> None:
+    names = [column.name for column in table.key]
+    if not plan.same_key(step, table) or (step.kind is Kind.REKEY and not _fits(step, len(step.columns) + len(names))):
+        raise NotApplicable(
+            f"the primary key of table {step.table} is ({', '.join(names)}) on this node, and another one on the primary: the schemas "
+            "differ"
+        )
+
+
+def _fits(step: Step, width: int) -> bool:
+    try:
+        return all(len(orjson.loads(row)) == width for row in step.rows.split(SEPARATOR))
+    except ValueError:
+        return False
 
 
 def _expect(step: Step, found: int) -> None:

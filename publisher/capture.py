@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from common import __version__
-from common.bookkeeping import captured, metadata, node
+from common.bookkeeping import captured, node, tables_of
 from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
@@ -45,12 +45,13 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
     }
     standing = dialect.installed(connection)
     known = _known(connection)
-    unchanged = {name for name, print_ in fingerprints.items() if known.get(name) == print_}
     present = {trigger.name for trigger in standing}
+    changed = {name for name, print_ in fingerprints.items() if known.get(name) != print_ or listed[name].table.overtaken}
+    changed |= {trigger.table for trigger in wanted.values() if trigger.name not in present}
     statements = list(_missing_tables(connection))
     statements += [one for trigger in standing if trigger.name not in wanted for one in trigger.drop]
     for trigger in wanted.values():
-        if trigger.table not in unchanged or trigger.name not in present:
+        if trigger.table in changed:  # all of a table's: the order in which they are made may matter
             statements += trigger.create
     return Plan(tuple(dialect.prepare(connection)), tuple(statements), listed, fingerprints)
 
@@ -77,7 +78,9 @@ def uninstall(database: Database) -> list[str]:
         statements = [one for trigger in database.dialect.installed(connection) for one in trigger.drop]
         existing = set(inspect(connection).get_table_names())
         statements += [
-            f"DROP TABLE {database.dialect.quote(t.name)}" for t in reversed(metadata.sorted_tables) if t.name in existing
+            f"DROP TABLE {database.dialect.quote(t.name)}"
+            for t in reversed(tables_of(database.dialect.name))
+            if t.name in existing
         ]
         for statement in statements:
             run(connection, statement)
@@ -97,7 +100,7 @@ def _known(connection: Connection) -> dict[str, tuple[str, str]]:
 
 def _missing_tables(connection: Connection) -> Iterable[str]:
     existing = set(inspect(connection).get_table_names())
-    for table in metadata.sorted_tables:
+    for table in tables_of(connection.dialect.name):
         if table.name not in existing:
             yield str(CreateTable(table).compile(connection)).strip()
             for index in table.indexes:

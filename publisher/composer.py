@@ -30,17 +30,17 @@ class Composer:
         self._batch_bytes = batch_bytes
         self._stream = bytearray()
         self._first = True
-        self._head: tuple[str, Kind, tuple[str, ...]] | None = None
+        self._head: tuple[str, Kind, tuple[str, ...], int] | None = None
         self._rows: list[str] = []
         self._count = 0
         self._size = 0
         self.changes = 0
 
-    def add(self, table: str, kind: Kind, columns: tuple[str, ...], count: int, rows: str) -> list[Batch]:
-        """Append `count` changes; the batches that became full."""
+    def add(self, table: str, kind: Kind, columns: tuple[str, ...], count: int, rows: str, key: int) -> list[Batch]:
+        """Append `count` changes (see Frame); the batches that became full."""
         if count > 1 and len(rows) > self._batch_bytes:  # no frame is larger than a secondary takes unless its row is
-            return [full for row in rows.split(SEPARATOR) for full in self.add(table, kind, columns, 1, row)]
-        head = (table, kind, columns)
+            return [full for row in rows.split(SEPARATOR) for full in self.add(table, kind, columns, 1, row, key)]
+        head = (table, kind, columns, key)
         if head != self._head or self._size >= self._batch_bytes // 2:
             self._close_frame()
             self._head = head
@@ -64,8 +64,8 @@ class Composer:
     def _close_frame(self) -> None:
         if self._head is None or not self._rows:
             return
-        table, kind, columns = self._head
-        self._stream += encode_frame(Frame(table, kind, columns, self._count, SEPARATOR.join(self._rows)))
+        table, kind, columns, key = self._head
+        self._stream += encode_frame(Frame(table, kind, columns, self._count, SEPARATOR.join(self._rows), key))
         self._rows, self._count, self._size = [], 0, 0
 
     def _cut(self, *, last: bool) -> Batch:

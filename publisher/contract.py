@@ -41,6 +41,8 @@ def canonical(
     for row in rows:
         if len(row) != len(columns) + old_keys:
             raise NotApplicable(f"a row has {len(row)} values; {len(columns) + old_keys} are due for kind {kind}")
+        if None in (*row[:old_keys], *(row[old_keys + place] for place in places[: len(table.key)])):
+            raise NotApplicable("a row whose key is NULL cannot be told from others and is not synchronized; give it a key")
         ordered = [*row[:old_keys], *(row[old_keys + place] for place in places)]
         texts.append("[" + ",".join(_value(dialect, value) for value in ordered) + "]")
     return table.name, what, tuple(columns[place].name for place in places), len(texts), SEPARATOR.join(texts)

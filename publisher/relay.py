@@ -104,20 +104,26 @@ class Relay:
         return Drained(composer.changes, len(ids), composer.position, tuple(out))
 
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
+        if not row.row_count:  # a place that was kept for a change that did not come
+            return []
         try:
             if row.canonical:
                 if not row.rows_json.isascii():
                     _check_text(row.rows_json)
                 kind, columns = self._head(row.kind, row.columns_json)
-                return composer.add(row.table_name, kind, columns, row.row_count, row.rows_json)
-            return composer.add(
-                *contract.canonical(
-                    self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
-                )
+                return composer.add(row.table_name, kind, columns, row.row_count, row.rows_json, self._key(row.table_name))
+            change = contract.canonical(
+                self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
             )
+            return composer.add(*change, self._key(change[0]))
         except (NotApplicable, ValueError) as exc:
             unfit.append((row, _printable(str(exc))))
             return []
+
+    def _key(self, table_name: str) -> int:
+        """How many columns its key has; 0 for a table that was taken from the list after the change."""
+        table = self._listed().get(table_name)
+        return 0 if table is None else len(table.key)
 
     def _head(self, kind: str, columns_json: str) -> tuple[Kind, tuple[str, ...]]:
         """What triggers write again and again, parsed once."""

@@ -16,7 +16,7 @@ from common.changes import SEPARATOR
 from common.dialects.base import KEEPALIVE, Cursor, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Column, ListedTable, OtherTrigger, Table
+from common.schema import Column, Equality, ListedTable, OtherTrigger, Table
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
@@ -96,6 +96,13 @@ def _text_of(column: Column, reference: str) -> str:
     if base in _TEXT:
         return f"CONVERT({reference} USING utf8mb4)"
     return f"CAST({reference} AS CHAR)"
+
+
+def _equality(kind: str, collation: str | None) -> Equality:
+    """Only a binary collation that does not pad either tells all texts apart; 0 and -0 are equal."""
+    if kind.startswith(("float", "double")):
+        return "unknown"
+    return "exact" if collation is None or collation.endswith("_nopad_bin") else "folded"
 
 
 def _row(columns: Iterable[tuple[str, Column]]) -> str:
@@ -248,7 +255,9 @@ class Mariadb:
         columns: dict[str, list[Column]] = {}
         for table, name, kind, charset, collation, generated, required in connection.exec_driver_sql(_COLUMNS_SQL):
             full = f"{kind} CHARACTER SET {charset} COLLATE {collation}" if charset else kind
-            columns.setdefault(table, []).append(Column(name, full, bool(generated), bool(required)))
+            columns.setdefault(table, []).append(
+                Column(name, full, bool(generated), bool(required), equality=_equality(kind, collation))
+            )
         keys: dict[str, list[str]] = {}
         for table, name in connection.exec_driver_sql(_KEYS_SQL):
             keys.setdefault(table, []).append(name)

@@ -2,7 +2,7 @@
 
 import fcntl
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ from common.dialects.base import (
     Waker,
     by_name,
     columns_for,
-    columns_json,
     written,
 )
 from common.dialects.polling import PollWaker
+from common.dialects.sqlite_capture import MAX_KEY, quote, row_json, triggers, typed
 from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
-from common.schema import Column, ListedTable, OtherTrigger, Table
+from common.schema import Column, Equality, ListedTable, OtherTrigger, Table, Unique
 
 _BUSY_TIMEOUT_S = 30.0
-_OTHERS_SQL = """
-SELECT tbl_name, name, sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' ORDER BY name
+_OTHERS_SQL = r"""
+SELECT lower(o.tbl_name), o.name, o.sql,
+       o.rowid > (SELECT min(m.rowid) FROM sqlite_master m
+                  WHERE m.type = 'trigger' AND m.tbl_name = o.tbl_name COLLATE NOCASE AND m.name LIKE 'stsync\_%' ESCAPE '\')
+FROM sqlite_master o WHERE o.type = 'trigger' AND o.name NOT LIKE 'stsync\_%' ESCAPE '\' ORDER BY o.name
 """
 _VIOLATIONS = "stsync_violations"
 _DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
@@ -52,35 +55,9 @@ _AWAY = frozenset(
 )
 
 
-def quote(name: str) -> str:
-    """An identifier, quoted."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 def _text(raw: bytes) -> str:
     """Whatever a program stored as text: bytes that are no UTF-8 become lone surrogates, which the relay knows (TRAPS 30)."""
     return raw.decode("utf-8", "surrogateescape")
-
-
-def _value(reference: str) -> str:
-    """A value as JSON text that keeps its storage class: integers bare, reals and blobs tagged (TRAPS 30)."""
-    return (
-        f"CASE typeof({reference}) WHEN 'integer' THEN {reference} WHEN 'text' THEN json_quote({reference})"
-        f" WHEN 'null' THEN 'null' WHEN 'real' THEN '{{\"r\":\"' || printf('%!.17g', {reference}) || '\"}}'"
-        f" ELSE '{{\"x\":\"' || hex({reference}) || '\"}}' END"
-    )
-
-
-def _row(columns: Iterable[tuple[str, Column]]) -> str:
-    return _json(f"{alias}.{quote(c.name)}" for alias, c in columns)
-
-
-def _json(references: Iterable[str]) -> str:
-    return "'[' || " + " || ',' || ".join(_value(one) for one in references) + " || ']'"
 
 
 def _plain(value: Any) -> Any:
@@ -108,10 +85,10 @@ class SqliteWriter:
         width = len(keys)
         target, where = quote(table.name), table.where
         here = f" AND ({where})" if where else ""
-        match = " AND ".join(f"{quote(c.name)} IS ?{i + 1}" for i, c in enumerate(keys))  # SQLite allows NULL in a key
+        match = " AND ".join(f"{quote(c.name)} = ?{i + 1}" for i, c in enumerate(keys))
 
         def inside(offset: int) -> str:
-            arriving = _typed(table, {c.name: f"?{i + 1 + offset}" for i, c in places})
+            arriving = typed(table, {c.name: f"?{i + 1 + offset}" for i, c in places})
             return f" AND EXISTS (SELECT 1 FROM {arriving} WHERE ({where}))" if where else ""
 
         columns = ", ".join(quote(c.name) for _, c in places)
@@ -146,17 +123,11 @@ class SqliteWriter:
         return _many(cursor, self._rekey, row)
 
 
-def _typed(table: ListedTable, values: Mapping[str, str]) -> str:
-    """Values as a row set whose columns have the table's own affinity and collation, so that a filter means the same over it.
-
-    A compound SELECT takes both from its first part; the LIMIT keeps SQLite from taking it apart again.
-    """
-    names, given = ", ".join(map(quote, values)), ", ".join(values.values())
-    return f"(SELECT {names} FROM {quote(table.name)} WHERE 0 UNION ALL SELECT {given} LIMIT -1)"
-
-
 def _many(cursor: Cursor, statement: str, rows: str) -> int:
-    cursor.executemany(statement, values(rows))
+    try:
+        cursor.executemany(statement, values(rows))
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as exc:  # it did not come to the database
+        raise NotApplicable(f"a row that does not fit its columns: {exc}") from exc
     return cursor.rowcount
 
 
@@ -234,7 +205,9 @@ class Sqlite:
         return True
 
     def tidy(self, engine: Engine) -> None:
-        """See EngineDialect: a deleted row leaves nothing behind."""
+        """See EngineDialect: notes that are left behind (common.dialects.sqlite_capture); no statement of anybody is under way."""
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM stsync_replacing")
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect: `PRAGMA data_version` says whether any other connection committed."""
@@ -267,9 +240,17 @@ class Sqlite:
             " AND name NOT LIKE 'stsync\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
         )
         others: dict[str, list[OtherTrigger]] = {}
-        for table, trigger, sql in connection.exec_driver_sql(_OTHERS_SQL):
-            others.setdefault(table.lower(), []).append(OtherTrigger(trigger, "stsync_replaying" in sql.lower()))
-        return by_name([_describe(connection, name, others.get(name.lower(), ())) for (name,) in names.all()])
+        overtaken = set()
+        for table, trigger, sql, younger in connection.exec_driver_sql(_OTHERS_SQL):
+            others.setdefault(table, []).append(OtherTrigger(trigger, "stsync_replaying" in sql.lower()))
+            if younger:
+                overtaken.add(table)
+        return by_name(
+            [
+                _describe(connection, name, others.get(name.lower(), ()), overtaken=name.lower() in overtaken)
+                for (name,) in names.all()
+            ]
+        )
 
     def same_name(self, left: str, right: str) -> bool:
         """SQLite compares ASCII letters without case."""
@@ -284,29 +265,11 @@ class Sqlite:
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""
-        return _json(reference for reference, _ in columns)
+        return row_json(reference for reference, _ in columns)
 
     def triggers(self, table: ListedTable) -> list[Trigger]:
-        """See CaptureDialect. Rows are captured as they stand, see `_standing`."""
-        standing = _standing(table, _key_of(table, "NEW"))
-        still = f"EXISTS (SELECT 1{_standing(table, _key_of(table, 'OLD'))})"
-        row, old_key = [("s", c) for c in table.columns], [("OLD", c) for c in table.key]
-        insert = _emit(table, "I", _row(row), table.columns, standing)
-        delete = _emit(table, "D", _row(old_key), table.key, f" WHERE NOT {still}")
-        update = _emit(table, "U", _row(row), table.columns, standing)
-        old, new = _inside(table, "OLD"), _inside(table, "NEW")
-        same_key, same_rest = _same(table.key), _same(table.columns[len(table.key) :])
-        found = [
-            *_replaced(table),
-            *_rekeyed(table, [old, new, f"NOT ({same_key})"]),
-            _trigger(table, "stsync_i_", "INSERT", [], _emit_replaced(table) + insert),
-            _trigger(table, "stsync_d_", "DELETE", [old], delete),
-            _trigger(table, "stsync_u_", "UPDATE", [old, new, same_key, f"NOT ({same_rest})"], update),
-        ]
-        if table.where:
-            found.append(_trigger(table, "stsync_o_", "UPDATE", [old, f"NOT {new}"], delete))
-            found.append(_trigger(table, "stsync_c_", "UPDATE", [new, f"NOT {old}"], insert))
-        return found
+        """See CaptureDialect."""
+        return triggers(table)
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""
@@ -348,160 +311,57 @@ def _violations(connection: Connection) -> int:
     return len(connection.exec_driver_sql("PRAGMA foreign_key_check").all())
 
 
-def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger]) -> Table:
-    columns, keys = [], []
-    for _, column, kind, notnull, default, key, hidden in connection.exec_driver_sql(
-        f"PRAGMA table_xinfo({quote(name)})"
-    ).all():
-        columns.append(Column(column, kind or "", hidden in (2, 3), bool(notnull) and default is None))
-        if key:
-            keys.append((key, column))
-    parents = {row[2] for row in connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(name)})").all()}
+def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger], *, overtaken: bool) -> Table:
+    rows = connection.exec_driver_sql(f"PRAGMA table_xinfo({quote(name)})").all()
     indexes = connection.exec_driver_sql(f"PRAGMA index_list({quote(name)})").all()
-    uniques = tuple(_indexed(connection, row[1]) for row in indexes if row[2] and row[3] != "pk" and not row[4])
+    names = [column for _, column in sorted((row[5], row[1]) for row in rows if row[5])]
+    primary = next((_unique(connection, row[1]) for row in indexes if row[3] == "pk"), None)
+    nullable = primary is not None and not _without_rowid(connection, name)  # else it is the row's own number
+    key = primary or Unique(tuple(names), ("BINARY",) * len(names))
+    collations = dict(zip(key.columns, key.collations, strict=True))
+    columns = [
+        Column(
+            column,
+            kind or "",
+            hidden in (2, 3),
+            bool(notnull) and default is None,
+            nullable=nullable and not notnull and column in names,
+            equality="exact" if primary is None else _equality(kind or "", collations.get(column, "BINARY")),
+        )
+        for _, column, kind, notnull, default, _, hidden in rows
+    ]
+    uniques = [_unique(connection, row[1], partial=bool(row[4])) for row in indexes if row[2] and row[3] != "pk"]
+    parents = {row[2] for row in connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(name)})").all()}
     return Table(
         name,
         tuple(columns),
-        tuple(column for _, column in sorted(keys)),
+        tuple(names),
         frozenset(parents),
-        tuple(filter(None, uniques)),
+        (key, *filter(None, uniques)),
         tuple(others),
+        obstacle=f"has a primary key of more than {MAX_KEY} columns" if len(names) > MAX_KEY else None,
+        overtaken=overtaken,
     )
 
 
-def _indexed(connection: Connection, index: str) -> tuple[str, ...]:
-    """The columns of an index; none when it is over an expression."""
-    names = [row[2] for row in connection.exec_driver_sql(f"PRAGMA index_info({quote(index)})").all()]
-    return () if None in names else tuple(names)
+def _without_rowid(connection: Connection, name: str) -> bool:
+    rows = connection.exec_driver_sql(f"PRAGMA table_list({quote(name)})").all()
+    return any(row[4] for row in rows if row[0] == "main")
 
 
-def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column], source: str = "") -> str:
-    names = columns_json(c.name for c in columns)
-    return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" SELECT {_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1{source};"
-    )
+def _unique(connection: Connection, index: str, *, partial: bool = False) -> Unique | None:
+    """The columns of an index; None when it is over an expression."""
+    rows = [row for row in connection.exec_driver_sql(f"PRAGMA index_xinfo({quote(index)})").all() if row[5]]
+    if any(row[2] is None for row in rows):
+        return None
+    return Unique(tuple(row[2] for row in rows), tuple(row[4] for row in rows), partial)
 
 
-def _key_of(table: ListedTable, alias: str) -> list[str]:
-    return [f"{alias}.{quote(c.name)}" for c in table.key]
-
-
-def _standing(table: ListedTable, key: Iterable[str]) -> str:
-    """FROM the row with this key as it stands inside the row filter, called s. A trigger of another program, which may be made
-    at any time, may have changed it again by now, and that may have been captured before: the order of triggers is not defined."""
-    keys = " AND ".join(f"s.{quote(c.name)} IS {value}" for c, value in zip(table.key, key, strict=True))
-    columns = ", ".join(quote(c.name) for c in table.table.columns)
-    inside = f" WHERE ({table.where})" if table.where else ""
-    source = f"(SELECT {columns} FROM {quote(table.name)}{inside})" if table.where else quote(table.name)
-    return f" FROM {source} s WHERE {keys}"
-
-
-def _replaced(table: ListedTable) -> list[Trigger]:
-    """`OR REPLACE` deletes rows with an equal key or unique value and fires no delete trigger (TRAPS 2): they are noted before,
-    and those that do not stand afterwards, or not inside the row filter, are emitted. A note only says where to look, so one
-    that is left by an insert that was ignored does no harm."""
-    if not _may_lose(table):
-        return []
-    columns = {*table.table.key, *(name for names in table.table.uniques for name in names)}
-    updating = [f"NOT ({_same(c for c in table.table.columns if c.name in columns)})"]
-    return [
-        _trigger(table, "stsync_r_", "INSERT", [], _note(table), moment="BEFORE"),
-        _trigger(table, "stsync_q_", "UPDATE", updating, _note(table, f" AND NOT {_old_itself(table)}"), moment="BEFORE"),
-        _trigger(table, "stsync_p_", "UPDATE", updating, _emit_replaced(table)),
-    ]
-
-
-def _rekeyed(table: ListedTable, conditions: Iterable[str]) -> list[Trigger]:
-    """A key update takes its place in the outbox before it happens, for what other triggers do with the row's new key may be
-    captured before ours comes; so does the delete of a row whose key it takes (`UPDATE OR REPLACE`). What stands there until
-    then only says what is so already, and remains where the update is ignored."""
-    key, columns = [c.name for c in table.key], [c.name for c in table.columns]
-    old, new = ([(alias, c) for c in table.key] for alias in ("OLD", "NEW"))
-    before, after = (_row([*old, *((alias, c) for c in table.columns)]) for alias in ("OLD", "NEW"))
-    taken = " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in key)
-    inside = f" AND ({table.where})" if table.where else ""
-    taken = f" FROM {quote(table.name)} t WHERE {taken} AND NOT {_old_itself(table)}{inside}"
-    place = (
-        f"(SELECT o.id FROM stsync_outbox o WHERE o.table_name = {_literal(table.name)} AND o.kind = 'K'"
-        f" AND o.columns_json = {_literal(columns_json(columns))} AND o.rows_json = {before} ORDER BY o.id DESC LIMIT 1)"
-    )
-    places = (
-        _emit(table, "U", _row(new), table.key, taken),
-        _emit(table, "K", before, table.columns),
-    )
-    kept = (
-        f"UPDATE stsync_outbox SET kind = 'D' WHERE id = {place} - 1 AND table_name = {_literal(table.name)} AND kind = 'U'"
-        f" AND columns_json = {_literal(columns_json(key))} AND rows_json = {_row(new)};",
-        f"UPDATE stsync_outbox SET rows_json = {after} WHERE id = {place};",
-    )
-    return [
-        _trigger(table, "stsync_b_", "UPDATE", conditions, "\n  ".join(places), moment="BEFORE"),
-        _trigger(table, "stsync_k_", "UPDATE", conditions, "\n  ".join(kept)),
-    ]
-
-
-def _old_itself(table: ListedTable) -> str:
-    return "(" + " AND ".join(f"t.{quote(c.name)} IS OLD.{quote(c.name)}" for c in table.key) + ")"
-
-
-def _may_lose(table: ListedTable) -> bool:
-    return bool(table.table.uniques or table.where)
-
-
-def _note(table: ListedTable, but: str = "") -> str:
-    equal = [table.table.key, *table.table.uniques]
-    met = " OR ".join("(" + " AND ".join(f"t.{quote(n)} = NEW.{quote(n)}" for n in columns) + ")" for columns in equal)
-    inside = f" AND ({table.where})" if table.where else ""
-    name, key = _literal(table.name), _row([("t", c) for c in table.key])
-    known = f"SELECT 1 FROM stsync_replacing n WHERE n.table_name = {name} AND n.key_json = {key}"
-    return (
-        f"INSERT INTO stsync_replacing (table_name, key_json) SELECT DISTINCT {name}, {key} FROM {quote(table.name)} t"
-        f" WHERE ({met}){but}{inside} AND NOT EXISTS ({known});"
-    )
-
-
-def _emit_replaced(table: ListedTable) -> str:
-    if not _may_lose(table):
-        return ""
-    places = [f"'$[{place}]'" for place in range(len(table.key))]
-    plain = _standing(table, [f"json_extract(n.key_json, {place})" for place in places])
-    tagged = " OR ".join(f"json_type(n.key_json, {place}) = 'object'" for place in places)  # rare, and no index helps
-    inside = f" AND ({table.where})" if table.where else ""
-    same = f"SELECT 1 FROM {quote(table.name)} t WHERE {_row([('t', c) for c in table.key])} = n.key_json{inside}"
-    gone = f"NOT EXISTS (SELECT 1{plain}) AND NOT (({tagged}) AND EXISTS ({same}))"
-    done = f"DELETE FROM stsync_replacing WHERE table_name = {_literal(table.name)};"
-    names = columns_json(c.name for c in table.key)
-    return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" SELECT n.table_name, 'D', {_literal(names)}, n.key_json, 1, 1 FROM stsync_replacing n"
-        f" WHERE n.table_name = {_literal(table.name)} AND {gone};\n  {done}\n  "
-    )
-
-
-def _trigger(
-    table: ListedTable, prefix: str, verb: str, conditions: Iterable[str], body: str, moment: str = "AFTER"
-) -> Trigger:
-    name = f"{prefix}{table.name}"
-    when = " AND ".join(["NOT EXISTS (SELECT 1 FROM stsync_replaying)", *(c for c in conditions if c)])
-    drop = f"DROP TRIGGER IF EXISTS {quote(name)}"
-    create = (
-        f"CREATE TRIGGER {quote(name)} {moment} {verb} ON {quote(table.name)} FOR EACH ROW WHEN {when}\nBEGIN\n  {body}\nEND"
-    )
-    return Trigger(name, table.name, (drop, create), (drop,))
-
-
-def _inside(table: ListedTable, alias: str) -> str:
-    if not table.where:
-        return ""
-    values = {c.name: f"{alias}.{quote(c.name)}" for c in table.table.columns}
-    return f"COALESCE((SELECT ({table.where}) FROM {_typed(table, values)}), 0)"
-
-
-def _same(columns: Iterable[Column]) -> str:
-    """Equal to the byte, whatever the column's collation, and of the same storage class."""
-    parts = []
-    for column in columns:
-        old, new = f"OLD.{quote(column.name)}", f"NEW.{quote(column.name)}"
-        parts.append(f"{old} COLLATE BINARY IS {new} AND typeof({old}) = typeof({new})")
-    return " AND ".join(parts) or "1"
+def _equality(kind: str, collation: str) -> Equality:
+    """By affinity (datatype3.html, 3.1); without one, or as `ANY` in a STRICT table, 1 and 1.0 are two values that are equal."""
+    kind = kind.upper()
+    if kind in ("", "ANY") or "BLOB" in kind:
+        return "unknown"
+    if collation == "BINARY":
+        return "exact"
+    return "folded" if collation in ("NOCASE", "RTRIM") else "unknown"

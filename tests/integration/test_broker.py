@@ -115,6 +115,13 @@ class Consumer:
 Started = Callable[[Link], None]
 
 
+@pytest.fixture(scope="module")
+def rabbitmq(servers_root: Path) -> Iterator[PrivateRabbitMQ]:
+    """A broker of this module's own: its tests stop it, and the session's, full of other tests' queues, would start slowly."""
+    with PrivateRabbitMQ(servers_root / "rabbitmq-links", fast=True) as server:
+        yield server
+
+
 @pytest.fixture
 def run() -> Iterator[Started]:
     """Starts links and stops them when the test ends."""

@@ -1,0 +1,51 @@
+"""A secondary whose table is another one: its changes wait, nothing is invented, and everything else goes on (TRAPS 6, 29)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import NewDatabase
+from tests.harness import make_cluster
+from tests.pipeline import Pipeline
+
+NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
+SCHEMA = ("CREATE TABLE other (id BIGINT PRIMARY KEY)",)
+
+
+def table(key: str) -> str:
+    return f"CREATE TABLE t (a BIGINT NOT NULL, b BIGINT NOT NULL, c BIGINT, PRIMARY KEY ({key}))"
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase, keys: tuple[str, str]) -> Iterator[Pipeline]:
+    """Primary and secondary whose keys differ."""
+    schema, nodes = (*SCHEMA, table(keys[0])), ("st1", "st2")
+    cluster = make_cluster(
+        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=schema, tables="t\nother\n", nodes=nodes
+    )
+    secondary = cluster.nodes["st2"]
+    secondary.execute("DROP TABLE t", table(keys[1]))
+    assert secondary.command("install").returncode == 0
+    found = Pipeline(cluster)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("keys", [("a", "a, b"), ("a, b", "a"), ("a, b", "b, a")], ids=" there, here ".join)
+def test_a_table_with_another_key_takes_nothing(pipeline: Pipeline) -> None:
+    primary, secondary = pipeline.primary, pipeline.secondary
+    primary.execute("INSERT INTO t VALUES (1, 2, 9), (2, 3, 9)")
+    pipeline.move()
+    for statement in (
+        "UPDATE t SET c = 8 WHERE a = 1",
+        "UPDATE t SET a = 5, b = 6 WHERE a = 1",
+        "DELETE FROM t WHERE a = 2",
+    ):
+        primary.execute(statement, "INSERT INTO other SELECT count(*) + 1 FROM other")
+        pipeline.move()
+    assert secondary.rows("SELECT * FROM t") == []
+    assert secondary.rows("SELECT max(id) FROM other") == [(3,)]
+    reasons = secondary.rows("SELECT reason FROM stsync_quarantine")
+    assert len(reasons) >= 3
+    assert all("the schemas differ" in reason for (reason,) in reasons)

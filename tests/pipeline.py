@@ -1,0 +1,60 @@
+"""Primary and secondary in this process, without a broker: what the relay drains is handed to the applier as it is."""
+
+from common import nodestate, runtime
+from common.broker import Delivery
+from common.live_lists import LiveLists
+from common.runtime import Runtime
+from common.service_lock import ServiceLock
+from common.stop import Stop
+from consumer.applier import Applier
+from publisher.relay import Relay
+from tests.harness import Cluster, Node
+
+
+class Pipeline:
+    """Capture, relay, verification and replay as the services run them, on real databases; one call moves all there is."""
+
+    def __init__(self, cluster: Cluster, name: str = "st2") -> None:
+        self.cluster = cluster
+        self.primary, self.secondary = cluster.primary, cluster.nodes[name]
+        parts, lists = _built(self.primary)
+        self.relay = Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.tables, parts.state.position)
+        parts, self.lists = _built(self.secondary)
+        self.applier = Applier(
+            parts.database, parts.settings, parts.reader, self.lists, self.primary.name, ask=lambda _first, _limit: True
+        )
+        self._connection = parts.database.open()
+        self.applier.load(self._connection)
+        self._tag = 0
+
+    def move(self) -> None:
+        """Drain the outbox and apply what came of it."""
+        messages: list[bytes] = []
+        while (drained := self.relay.drain()) is not None:
+            messages += [batch.message for batch in drained.batches]
+        deliveries = []
+        for message in messages:
+            self._tag += 1
+            deliveries.append(Delivery(message, self._tag, None, redelivered=False, generation=1))
+        self.applier.work(self._connection, deliveries)
+        self._connection.rollback()
+
+    def wrong(self) -> list[str]:
+        """What is not as it should be after a move: rows that differ, changes that wait."""
+        waiting = self.secondary.rows("SELECT table_name, kind, row_json, reason FROM stsync_quarantine")
+        return self.cluster.differences() + [f"quarantined: {one}" for one in waiting]
+
+    def close(self) -> None:
+        self.relay.close()
+        self._connection.close()
+        for node in self.cluster.nodes.values():
+            node.close()
+
+
+def _built(node: Node) -> tuple[Runtime, LiveLists]:
+    database, stop = node.database, Stop()
+    with database.connect(read_only=True) as connection:
+        state = nodestate.read_installed(connection, node.settings)
+    lists = LiveLists(database, node.settings)
+    lists.load()
+    return runtime.build(node.settings, database, state, stop, ServiceLock(database, stop)), lists
