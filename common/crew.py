@@ -59,20 +59,21 @@ class Crew:
             self._error = error
         self.stop.set()
 
-    def watch(self, each_second: Callable[[], None]) -> None:
-        """Wait for stop in the calling thread, doing this each second meanwhile; an error of ours in it ends the process."""
-        try:
-            while not self.stop.wait(1.0):
-                try:
-                    each_second()
-                except Unavailable as exc:
-                    self._log.warning("unavailable", thread="main", reason=str(exc))
-        except StsyncError as exc:
-            self.fail(exc)
-        finally:
-            self.stop.set()
+    def start_each_second(self, name: str, look: Callable[[], None]) -> None:
+        """Do this each second in a thread; as with `start`, Unavailable makes it begin anew after a while."""
 
-    def join(self, timeout_s: float = 30.0) -> None:
+        def work() -> None:
+            while not self.stop.wait(1.0):
+                look()
+
+        self.start(name, work)
+
+    def wait(self) -> None:
+        """Wait for stop; the main thread does nothing else, so that a signal always gets through."""
+        while not self.stop.wait(3600.0):
+            continue
+
+    def join(self, timeout_s: float) -> None:
         """After stop: wait for every thread, then raise what ended the process, if anything did."""
         until = time.monotonic() + timeout_s
         for thread in self._threads:

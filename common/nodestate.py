@@ -104,6 +104,11 @@ def _state(row: Any) -> NodeState:
     )
 
 
+def published(connection: Connection) -> int:
+    """The last sequence that the broker confirmed, as far as it is written down."""
+    return int(connection.execute(select(node.c.published)).scalar_one())
+
+
 def advance(connection: Connection, before: Position, after: Position, **values: Any) -> None:
     """Move the position within the caller's transaction; Fault when it is not where it was believed (TRAPS 7)."""
     statement = (
@@ -122,12 +127,17 @@ def save(connection: Connection, **values: Any) -> None:
     connection.execute(update(node).where(node.c.id == 1).values(**values))
 
 
-def reserve_numbers(connection: Connection) -> int:
-    """The first of a range of message numbers never used before, whatever the clock or an old backup says."""
+def next_number(connection: Connection) -> int:
+    """The first number for messages that was never used before, whatever the clock or an old backup says."""
     last = connection.execute(select(node.c.numbered)).scalar_one()
-    first = max(last, time.time_ns() // 1000) + 1
+    return int(max(last, time.time_ns() // 1000)) + 1
+
+
+def reserve_numbers(connection: Connection) -> int:
+    """The same, and a range behind it is not given again by a later process."""
+    first = next_number(connection)
     save(connection, numbered=first + _RESERVE)
-    return int(first)
+    return first
 
 
 def count_refusal(connection: Connection, kind: str, source: str, text: str) -> bool:

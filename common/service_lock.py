@@ -1,5 +1,6 @@
 """The lock by which only one `stsync run` works on a database: taken before anything else, kept while the service lives."""
 
+import threading
 import time
 
 import structlog
@@ -23,6 +24,7 @@ class ServiceLock:
         self._stop = stop
         self._log = structlog.get_logger("service_lock")
         self._connection: Connection | None = None
+        self._talking = threading.Lock()
 
     def take(self) -> None:
         """Take it; Refused when another service has it, Unavailable when the database cannot be reached.
@@ -32,17 +34,26 @@ class ServiceLock:
         self._connection = self._database.open(read_only=True)
         until = time.monotonic() + _PATIENCE_S
         while not self._try(self._connection):
-            if time.monotonic() > until or self._stop.wait(0.1):
-                self.release()
+            if self._stop.wait(0.1):
+                return
+            if time.monotonic() > until:
+                self._drop()
                 raise Refused(f"another `stsync run` works on database {self._database.address}; stop it first")
 
     def loop(self) -> None:
         """Keep it until stop; in a thread of its own, for a silent database answers late. Refused when another service took it."""
         while not self._stop.wait(1.0):
-            self.keep()
+            with self._talking:
+                self._keep()
 
-    def keep(self) -> None:
-        """Make sure that it is still held; Refused when another service took it meanwhile."""
+    def release(self) -> None:
+        """Give it back; where its thread still waits for the database, the end of the process does."""
+        if self._talking.acquire(blocking=False):
+            self._drop()
+            self._talking.release()
+
+    def _keep(self) -> None:
+        """Make sure that it is still held."""
         try:
             if self._connection is None:
                 self.take()
@@ -54,18 +65,17 @@ class ServiceLock:
         except Unavailable as exc:
             if self._connection is not None:
                 self._log.warning("lock_lost", reason=str(exc), next="taken again as soon as the database answers")
-            self.release()
+            self._drop()
 
     def _try(self, connection: Connection) -> bool:
         try:
             with self._database.guard():
                 return self._database.dialect.lock(connection)
         except Unavailable:
-            self.release()
+            self._drop()
             raise
 
-    def release(self) -> None:
-        """Give it back."""
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.invalidate()

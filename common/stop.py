@@ -14,6 +14,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
+        self._working = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
 
@@ -35,10 +36,17 @@ class Stop:
         return self._read
 
     def on_signals(self) -> None:
-        """SIGTERM and SIGINT set it; to be called from the main thread."""
+        """SIGTERM and SIGINT end the process at once, in order, until `working`; from then on they only set it. To be called from
+        the main thread."""
 
         def handler(_number: int, _frame: FrameType | None) -> None:
             self.set()
+            if not self._working:
+                raise SystemExit(0)  # whatever the main thread waits for, a database that says nothing perhaps
 
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, handler)
+
+    def working(self) -> None:
+        """Units of work are under way from now on, which are to be finished."""
+        self._working = True

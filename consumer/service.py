@@ -74,22 +74,24 @@ class SecondaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
+        self._runtime.stop.working()
         sequence = self._runtime.state.position.sequence
         self._log.info("secondary_started", sequence=sequence, tables=len(self._lists.tables))
         self._publish.start()
         self._consume.start()
         self._crew.start("lock", self._runtime.lock.loop)
+        self._crew.start_each_second("lists", self._look_around)
         self._crew.start("applier", self._apply_loop)
         self._crew.start("reporter", lambda: self._reporter.loop(self._runtime.stop))
         try:
-            self._crew.watch(self._each_second)
-            self._crew.join()
+            self._crew.wait()
+            self._crew.join(self._runtime.settings.intervals.stop_within_s)
         finally:
             self._consume.stop()
             self._publish.stop()
         self._log.info("secondary_stopped", sequence=self._applier.standing().position.sequence)
 
-    def _each_second(self) -> None:
+    def _look_around(self) -> None:
         self._lists.refresh()
         patience_s = self._runtime.settings.intervals.offline_after_s
         heard_s = self._applier.standing().heard_s
@@ -103,8 +105,9 @@ class SecondaryService:
         try:
             with self._runtime.database.connect() as connection:
                 self._applier.load(connection)
-                self._reporter.start(nodestate.reserve_numbers(connection))
+                numbers = nodestate.reserve_numbers(connection)
                 connection.commit()
+                self._reporter.start(numbers)
                 while not self._runtime.stop.is_set():
                     self._work(connection)
         except Unavailable:

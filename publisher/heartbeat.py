@@ -46,10 +46,9 @@ class Pulse:
 
     def loop(self, stop: Stop) -> None:
         """Beat until stop; raises Unavailable when the database is away."""
-        with self._database.connect() as connection:
-            self._number = nodestate.reserve_numbers(connection)
-            connection.commit()
         with self._database.connect(read_only=True) as connection:
+            self._number = max(self._number, nodestate.next_number(connection))  # the control thread reserves them
+            connection.rollback()
             while not stop.is_set():
                 self._beat(connection)
                 stop.wait(self._settings.intervals.heartbeat_s)
@@ -59,10 +58,10 @@ class Pulse:
         first = journal.first_sequence(
             connection
         )  # read after the head: a journal that seems to begin after it is past retention
-        state = nodestate.read_installed(connection, self._settings)
+        published = nodestate.published(connection)
         connection.rollback()
         self._number += 1
-        beat = Heartbeat(self._number, head.sequence, head.hash, first, state.published, self._republished())
+        beat = Heartbeat(self._number, head.sequence, head.hash, first, published, self._republished())
         message = self._writer.write(
             MessageKind.HEARTBEAT, encode_body(beat), epoch=head.epoch, sequence=head.sequence, expires_in_s=lifetime_s
         )

@@ -86,6 +86,7 @@ class PrimaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
+        self._runtime.stop.working()
         self._log.info(
             "primary_started",
             epoch=self._position.epoch,
@@ -95,19 +96,20 @@ class PrimaryService:
         self._publish.start()
         self._consume.start()
         self._crew.start("lock", self._runtime.lock.loop)
+        self._crew.start_each_second("lists", self._look_around)
         self._crew.start("relay", self._relay_loop)
         self._crew.start("sender", self._sender_loop)
         self._crew.start("control", self._control_loop)
         self._crew.start("heartbeat", lambda: self._pulse.loop(self._runtime.stop))
         try:
-            self._crew.watch(self._each_second)
-            self._crew.join()
+            self._crew.wait()
+            self._crew.join(self._settings.intervals.stop_within_s)
         finally:
             self._consume.stop()
             self._publish.stop()
         self._log.info("primary_stopped", sequence=self._position.sequence, confirmed=self._sender.confirmed)
 
-    def _each_second(self) -> None:
+    def _look_around(self) -> None:
         self._lists.refresh()
         if self._control.silent_s() > self._settings.intervals.offline_after_s:
             self._consume.renew_after(self._settings.intervals.offline_after_s)

@@ -209,7 +209,11 @@ class Mariadb:
             poolclass=NullPool,
             pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
-            connect_args={"connect_timeout": max(1, round(connect_timeout_s)), "charset": "utf8mb4"},
+            connect_args={
+                "connect_timeout": max(1, round(connect_timeout_s)),
+                "read_timeout": connect_timeout_s,  # for the handshake too, which PyMySQL's connect_timeout does not cover
+                "charset": "utf8mb4",
+            },
             isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
         )
 
@@ -218,6 +222,10 @@ class Mariadb:
             _keep_alive(connection)
             with connection.cursor() as cursor:
                 cursor.execute(_SESSION)
+
+        @event.listens_for(engine, "checkout")
+        def patient(connection: Any, _record: Any, _proxy: Any) -> None:
+            connection._read_timeout = None  # noqa: SLF001 (statements may take long; PyMySQL has no other way to say so)
 
         return engine
 

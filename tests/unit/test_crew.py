@@ -24,9 +24,9 @@ def test_a_thread_that_is_refused_ends_the_process_with_its_reason() -> None:
 
     crew.start("idle", lambda: idle(crew.stop))
     crew.start("lock", refused)
-    crew.watch(lambda: None)
+    crew.wait()
     with pytest.raises(Refused, match="another one has it"):
-        crew.join()
+        crew.join(30)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -37,9 +37,9 @@ def test_a_thread_that_dies_of_a_bug_is_a_fault_that_names_it() -> None:
         raise ValueError("seven")
 
     crew.start("applier", bug)
-    crew.watch(lambda: None)
+    crew.wait()
     with pytest.raises(Fault, match="ValueError: seven"):
-        crew.join()
+        crew.join(30)
 
 
 def test_work_that_cannot_be_done_now_is_begun_again() -> None:
@@ -53,8 +53,8 @@ def test_work_that_cannot_be_done_now_is_begun_again() -> None:
         crew.stop.set()
 
     crew.start("relay", away)
-    crew.watch(lambda: None)
-    crew.join()
+    crew.wait()
+    crew.join(30)
     assert len(tries) == 3
     assert tries[2] - tries[0] > 0.2, "with a pause that grows"
 
@@ -79,14 +79,15 @@ def test_a_thread_that_does_not_end_is_named() -> None:
 
 def test_what_fails_each_second_is_told_or_ends_the_process() -> None:
     crew = Crew(Stop())
-    seconds = iter([Unavailable("the database"), Refused("no longer")])
+    looks = iter([Unavailable("the database"), Refused("no longer")])
 
-    def each_second() -> None:
-        raise next(seconds)
+    def look() -> None:
+        raise next(looks)
 
-    crew.watch(each_second)
+    crew.start_each_second("lists", look)
+    crew.wait()
     with pytest.raises(Refused, match="no longer"):
-        crew.join()
+        crew.join(30)
 
 
 def test_a_signal_sets_stop_whatever_the_main_thread_holds() -> None:
@@ -96,9 +97,23 @@ def test_a_signal_sets_stop_whatever_the_main_thread_holds() -> None:
     try:
         stop.on_signals()
         assert not stop.is_set()
+        stop.working()
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
         assert stop.wait(60)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+
+
+def test_a_signal_ends_a_process_that_is_still_starting() -> None:
+    stop = Stop()
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        stop.on_signals()
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 0
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
