@@ -151,19 +151,15 @@ def _nameless(table: ListedTable) -> list[Trigger]:
     ]
 
 
-def _same(columns: Iterable[Column]) -> str:
+def _same(columns: Sequence[Column]) -> str:
     """Equal to the byte, whatever the column's collation, and of the same storage class."""
-    parts = []
-    for column in columns:
-        old, new = f"OLD.{quote(column.name)}", f"NEW.{quote(column.name)}"
-        parts.append(f"{old} COLLATE BINARY IS {new} AND typeof({old}) = typeof({new})")
-    return " AND ".join(parts) or "1"
+    return _identical(_of("OLD", columns), _of("NEW", columns)) or "1"
 
 
 def _replaced(table: ListedTable) -> list[Trigger]:
     """See the module: noted before, captured as deleted after, where it is gone."""
     watched = {name for unique in table.table.uniques for name in unique.columns}
-    changed = f"NOT ({_same(column for column in table.table.columns if column.name in watched)})"
+    changed = f"NOT ({_same([column for column in table.table.columns if column.name in watched])})"
     noted = f"EXISTS (SELECT 1 FROM stsync_replacing WHERE table_name = {_literal(table.name)})"
     key, *others = _causes(table)
     mine = f"table_name = {_literal(table.name)} AND cause IN ({', '.join([key, *others])})"
@@ -171,7 +167,7 @@ def _replaced(table: ListedTable) -> list[Trigger]:
         f"{mine} AND place IS NULL"  # an update that was ignored may have left a note, whose place is another's by now
     )
     taken = f"cause = {key} AND NOT ({_same(table.key)})"  # whatever had the key of the row that now has it
-    gone = f"NOT EXISTS (SELECT 1 FROM {_rows(table)} s WHERE {_identical(table)})"
+    gone = f"NOT EXISTS (SELECT 1 FROM {_rows(table)} s WHERE {_stands(table)})"
     deleted = f"(({taken}) OR {gone})"
     kept = f"SELECT place FROM stsync_replacing n WHERE {mine} AND {deleted}"
     kept = f"UPDATE stsync_outbox SET row_count = 1 WHERE id IN ({kept});"  # in the place that was kept for it
@@ -207,11 +203,19 @@ def _noted_key(table: ListedTable) -> list[str]:
     return [f"n.k{place}" for place in range(len(table.key))]
 
 
-def _identical(table: ListedTable) -> str:
-    """The row s has the noted key, to the byte."""
+def _stands(table: ListedTable) -> str:
+    """The noted row s was not deleted: it stands there to the byte, or another one than the arriving has an equal key, so that the
+    note must be an old one."""
+    keys, noted = _of("s", table.key), _noted_key(table)
+    equal = " AND ".join(f"{key} = {value}" for key, value in zip(keys, noted, strict=True))
+    arriving = " AND ".join(f"{key} = {new}" for key, new in zip(keys, _of("NEW", table.key), strict=True))
+    return f"{equal} AND ({_identical(keys, noted)} OR NOT ({arriving}))"
+
+
+def _identical(left: Iterable[str], right: Iterable[str]) -> str:
     return " AND ".join(
-        f"s.{quote(c.name)} = {noted} AND s.{quote(c.name)} COLLATE BINARY IS {noted} AND typeof(s.{quote(c.name)}) = typeof({noted})"
-        for c, noted in zip(table.key, _noted_key(table), strict=True)
+        f"{one} COLLATE BINARY IS {other} AND typeof({one}) = typeof({other})"
+        for one, other in zip(left, right, strict=True)
     )
 
 
@@ -248,8 +252,7 @@ def _note(table: ListedTable, cause: str, place: str, which: str) -> str:
 
 
 def _known(table: ListedTable, cause: str) -> str:
-    same = " AND ".join(f"{noted} IS t.{quote(c.name)}" for c, noted in zip(table.key, _noted_key(table), strict=True))
-    name = _literal(table.name)
+    same, name = _identical(_noted_key(table), _of("t", table.key)), _literal(table.name)
     return (
         f"SELECT 1 FROM stsync_replacing n WHERE n.table_name = {name} AND n.cause = {cause} AND n.place IS NULL AND {same}"
     )
