@@ -53,7 +53,8 @@ class Position:
 class Frame(msgspec.Struct, array_like=True, frozen=True):
     """A run of changes of one table and kind; `count` rows.
 
-    `key`: so many of the columns, the first ones, are the sender's key; 0 where he no longer knew (TRAPS 6).
+    `key`: so many of the columns, the first ones, are the sender's key; 0 where he no longer knew (TRAPS 6). `loose`: a program
+    wrote the rows, and one key may have several spellings in them.
     """
 
     table: str
@@ -62,6 +63,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True):
     count: int
     rows: str
     key: int = 0
+    loose: bool = False
 
     def texts(self) -> list[str]:
         """Each row's JSON array, in order."""

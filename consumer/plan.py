@@ -114,7 +114,7 @@ def fast(
     piles: dict[str, _Pile] = {}
     for frame in frames:
         table = listed.get(frame.table)
-        if table is None or frame.kind not in _BULK or not same_key(frame, table):
+        if table is None or frame.loose or frame.kind not in _BULK or not same_key(frame, table):
             return None
         piles.setdefault(frame.table, _Pile(table)).frames.append(frame)
     updated = {name for name, pile in piles.items() if any(frame.kind is Kind.UPDATE for frame in pile.frames)}
@@ -145,6 +145,9 @@ def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Itera
     """The frames in their original order as statements in which no key stands twice."""
     for frame in frames:
         table = listed.get(frame.table)
+        if frame.loose:
+            yield from single([frame])
+            continue
         if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None or not same_key(frame, table):
             yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows, frame.key)
             continue

@@ -132,6 +132,18 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int] = ()) -
     return sum(reason is None for reason in results.values())
 
 
+def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> None:
+    """Try these again, some at a time, each time committed, as long as any goes. Raises NotApplicable when a commit is refused."""
+    left = sorted(ids)
+    while left:
+        done = 0
+        for begin in range(0, len(left), RETRIED_AT_ONCE):
+            done += retry(connection, replayer, left[begin : begin + RETRIED_AT_ONCE])
+            connection.commit()
+        left = [entry.id for entry in entries(connection, left)] if done else []
+        connection.rollback()
+
+
 def _due(connection: Connection, ids: Sequence[int]) -> list[Entry]:
     if ids:
         return [entry for entry in entries(connection, ids[:RETRIED_AT_ONCE]) if entry.step.kind is not Kind.TRUNCATE]

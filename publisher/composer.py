@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.changes import SEPARATOR, Frame, Kind, Position, encode_frame
 from common.wire import MessageKind, Writer, message_hash
@@ -14,6 +15,16 @@ class Batch:
     sequence: int
     hash: bytes
     message: bytes
+
+
+class Head(NamedTuple):
+    """What the changes of a frame have in common; see Frame."""
+
+    table: str
+    kind: Kind
+    columns: tuple[str, ...]
+    key: int
+    loose: bool = False
 
 
 class Composer:
@@ -30,17 +41,16 @@ class Composer:
         self._batch_bytes = batch_bytes
         self._stream = bytearray()
         self._first = True
-        self._head: tuple[str, Kind, tuple[str, ...], int] | None = None
+        self._head: Head | None = None
         self._rows: list[str] = []
         self._count = 0
         self._size = 0
         self.changes = 0
 
-    def add(self, table: str, kind: Kind, columns: tuple[str, ...], count: int, rows: str, key: int) -> list[Batch]:
-        """Append `count` changes (see Frame); the batches that became full."""
+    def add(self, head: Head, count: int, rows: str) -> list[Batch]:
+        """Append `count` changes; the batches that became full."""
         if count > 1 and len(rows) > self._batch_bytes:  # no frame is larger than a secondary takes unless its row is
-            return [full for row in rows.split(SEPARATOR) for full in self.add(table, kind, columns, 1, row, key)]
-        head = (table, kind, columns, key)
+            return [full for row in rows.split(SEPARATOR) for full in self.add(head, 1, row)]
         if head != self._head or self._size >= self._batch_bytes // 2:
             self._close_frame()
             self._head = head
@@ -64,8 +74,8 @@ class Composer:
     def _close_frame(self) -> None:
         if self._head is None or not self._rows:
             return
-        table, kind, columns, key = self._head
-        self._stream += encode_frame(Frame(table, kind, columns, self._count, SEPARATOR.join(self._rows), key))
+        table, kind, columns, key, loose = self._head
+        self._stream += encode_frame(Frame(table, kind, columns, self._count, SEPARATOR.join(self._rows), key, loose))
         self._rows, self._count, self._size = [], 0, 0
 
     def _cut(self, *, last: bool) -> Batch:

@@ -1,20 +1,13 @@
 """Checks outbox rows that programs wrote themselves and brings them into the form that triggers write (INTERFACE, README)."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from common.changes import SEPARATOR, Kind
-from common.dialects.base import Dialect
+from common.dialects.base import Dialect, JsonNumber
 from common.errors import NotApplicable
 from common.schema import Column, ListedTable
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_TAGGED = {  # how SQLite's values that JSON has no form for are written (TRAPS 30)
-    "r": re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|Inf)"),
-    "x": re.compile(r"(?:[0-9A-Fa-f]{2})*"),
-}
 
 
 def canonical(
@@ -44,7 +37,7 @@ def canonical(
         if None in (*row[:old_keys], *(row[old_keys + place] for place in places[: len(table.key)])):
             raise NotApplicable("a row whose key is NULL cannot be told from others and is not synchronized; give it a key")
         ordered = [*row[:old_keys], *(row[old_keys + place] for place in places)]
-        texts.append("[" + ",".join(_value(dialect, value) for value in ordered) + "]")
+        texts.append("[" + ",".join(dialect.json_value(value) for value in ordered) + "]")
     return table.name, what, tuple(columns[place].name for place in places), len(texts), SEPARATOR.join(texts)
 
 
@@ -89,34 +82,10 @@ def _rows(rows_json: str) -> list[list[Any]]:
     return parsed
 
 
-class _Number(str):
-    """A JSON number, kept as it was written."""
-
-    __slots__ = ()
-
-
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text, parse_int=_Number, parse_float=_Number)
+        return json.loads(text, parse_int=JsonNumber, parse_float=JsonNumber)
     except ValueError as exc:
         raise NotApplicable(f"{what} is not valid JSON") from exc
     except RecursionError as exc:
         raise NotApplicable(f"{what} is nested too deep") from exc
-
-
-def _value(dialect: Dialect, value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return dialect.json_boolean(value)
-    if isinstance(value, _Number):
-        return dialect.json_number(value)
-    if isinstance(value, str):
-        if _SURROGATE.search(value):
-            raise NotApplicable("a string holds half of a surrogate pair, which is no character")
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict) and len(value) == 1 and dialect.name == "sqlite":
-        ((tag, text),) = value.items()
-        if tag in _TAGGED and type(text) is str and _TAGGED[tag].fullmatch(text):
-            return f'{{"{tag}":"{text}"}}'
-    raise NotApplicable("a value is neither a string, a number, true, false nor null")

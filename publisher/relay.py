@@ -15,7 +15,7 @@ from common.schema import ListedTable
 from common.settings import RelaySettings
 from common.wire import Writer
 from publisher import contract, journal, outbox
-from publisher.composer import Batch, Composer
+from publisher.composer import Batch, Composer, Head
 
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
 
@@ -111,11 +111,12 @@ class Relay:
                 if not row.rows_json.isascii():
                     _check_text(row.rows_json)
                 kind, columns = self._head(row.kind, row.columns_json)
-                return composer.add(row.table_name, kind, columns, row.row_count, row.rows_json, self._key(row.table_name))
-            change = contract.canonical(
+                head = Head(row.table_name, kind, columns, self._key(row.table_name))
+                return composer.add(head, row.row_count, row.rows_json)
+            table, kind, columns, count, rows = contract.canonical(
                 self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
             )
-            return composer.add(*change, self._key(change[0]))
+            return composer.add(Head(table, kind, columns, self._key(table), loose=True), count, rows)
         except (NotApplicable, ValueError) as exc:
             unfit.append((row, _printable(str(exc))))
             return []

@@ -1,5 +1,7 @@
 """What every database dialect gives, and the SQL that PostgreSQL and MariaDB share for replaying whole frames."""
 
+import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -174,11 +176,31 @@ class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
     def quote(self, name: str) -> str:
         """An identifier as it stands in SQL, whatever characters it has."""
 
-    def json_number(self, text: str) -> str:
-        """A JSON number that a program wrote into the outbox, as a value of a frame."""
+    def json_value(self, value: Any) -> str:
+        """A value that a program wrote into the outbox as JSON (None, bool, str, JsonNumber, list, dict), as a frame holds it;
+        NotApplicable when it is none (see `json_text`)."""
 
-    def json_boolean(self, value: bool) -> str:
-        """The same for true and false."""
+
+class JsonNumber(str):
+    """A JSON number, kept as it was written."""
+
+    __slots__ = ()
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def json_text(value: Any, *, true: str, false: str) -> str:
+    """What the dialects' `json_value` have in common; numbers become strings, which every type reads."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return true if value else false
+    if not isinstance(value, str):
+        raise NotApplicable("a value is neither a string, a number, true, false nor null")
+    if _SURROGATE.search(value):
+        raise NotApplicable("a string holds half of a surrogate pair, which is no character")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def columns_for(table: ListedTable, names: Sequence[str]) -> list[Column]:

@@ -13,7 +13,18 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from common.changes import SEPARATOR
-from common.dialects.base import KEEPALIVE, Cursor, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.dialects.base import (
+    KEEPALIVE,
+    Cursor,
+    JsonWriter,
+    Stoppable,
+    TableWriter,
+    Trigger,
+    Waker,
+    by_name,
+    columns_json,
+    json_text,
+)
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, Equality, ListedTable, OtherTrigger, Table
@@ -194,13 +205,9 @@ class Mariadb:
         """See Dialect."""
         return quote(name)
 
-    def json_number(self, text: str) -> str:
+    def json_value(self, value: Any) -> str:
         """See Dialect."""
-        return f'"{text}"'
-
-    def json_boolean(self, value: bool) -> str:
-        """See Dialect."""
-        return '"1"' if value else '"0"'
+        return json_text(value, true='"1"', false='"0"')
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""

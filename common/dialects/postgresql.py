@@ -12,7 +12,17 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from common.dialects.base import KEEPALIVE, JsonWriter, Stoppable, TableWriter, Trigger, Waker, by_name, columns_json
+from common.dialects.base import (
+    KEEPALIVE,
+    JsonWriter,
+    Stoppable,
+    TableWriter,
+    Trigger,
+    Waker,
+    by_name,
+    columns_json,
+    json_text,
+)
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
@@ -36,7 +46,8 @@ _PATH_SQL = (
 # SQLSTATE classes that say that the server, not the change, is the trouble: connection, authorization, transaction state and
 # rollback (deadlock), resources, not in prerequisite state (lock time-out), operator intervention, system and internal errors.
 _AWAY = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
-_VALUE = re.compile(r': ".*"$', re.DOTALL)
+_DATA = "22"  # the class of errors about values, which quote them, each language in its own way
+_QUOTED = re.compile(r'[:：]? ?["„“”«»‹›「」].*["„“”«»‹›「」]', re.DOTALL)
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -167,13 +178,9 @@ class Postgresql:
         """See Dialect."""
         return quote(name)
 
-    def json_number(self, text: str) -> str:
+    def json_value(self, value: Any) -> str:
         """See Dialect."""
-        return f'"{text}"'
-
-    def json_boolean(self, value: bool) -> str:
-        """See Dialect."""
-        return '"true"' if value else '"false"'
+        return json_text(value, true='"true"', false='"false"')
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""
@@ -362,12 +369,15 @@ END $stsync$"""
 
 
 def _message(exc: BaseException) -> str:
-    """The server's words without values, which may be secret: without its DETAIL (`Failing row contains (…)`, `Key (x)=(y)`)
-    and what it quotes at its end (`invalid input syntax for type integer: "…"`)."""
+    """The server's words without values, which may be secret: without its DETAIL (`Failing row contains (…)`, `Key (x)=(y)`), and
+    without what it quotes where it speaks of a value (`invalid input syntax for type integer: "…"`)."""
     diagnosis = exc.diag if isinstance(exc, psycopg.Error) else None
     if diagnosis is None or not diagnosis.message_primary:
         return " ".join(str(exc).split("\nDETAIL")[0].split())
-    return " ".join(_VALUE.sub("", diagnosis.message_primary).split())
+    words = diagnosis.message_primary
+    if (diagnosis.sqlstate or "").startswith(_DATA):
+        words = f"{_QUOTED.sub('', words).strip()} ({type(exc).__name__})"
+    return " ".join(words.split())
 
 
 def _row(table: ListedTable, alias: str, columns: Iterable[Column] | None = None) -> str:

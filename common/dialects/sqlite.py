@@ -1,6 +1,7 @@
 """SQLite (WAL): row triggers, typed values through bound parameters, `data_version` as a poll that costs microseconds."""
 
 import fcntl
+import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from sqlalchemy.pool import NullPool
 
 from common.dialects.base import (
     Cursor,
+    JsonNumber,
     Stoppable,
     TableWriter,
     Trigger,
     Waker,
     by_name,
     columns_for,
+    json_text,
     written,
 )
 from common.dialects.polling import PollWaker
@@ -35,6 +38,10 @@ SELECT lower(o.tbl_name), o.name, o.sql,
 FROM sqlite_master o WHERE o.type = 'trigger' AND o.name NOT LIKE 'stsync\_%' ESCAPE '\' ORDER BY o.name
 """
 _VIOLATIONS = "stsync_violations"
+_TAGGED = {  # how values that JSON has no form for are written (TRAPS 30)
+    "r": re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|Inf)"),
+    "x": re.compile(r"(?:[0-9A-Fa-f]{2})*"),
+}
 _DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
 # Result codes that say that the database, not the change, is the trouble.
 _AWAY = frozenset(
@@ -142,14 +149,16 @@ class Sqlite:
         """See Dialect."""
         return quote(name)
 
-    def json_number(self, text: str) -> str:
-        """See Dialect."""
-        whole = text.lstrip("-").isdigit() and -(2**63) <= int(text) < 2**63
-        return text if whole else f'{{"r":"{text}"}}'
-
-    def json_boolean(self, value: bool) -> str:
-        """See Dialect."""
-        return "1" if value else "0"
+    def json_value(self, value: Any) -> str:
+        """See Dialect: numbers as SQLite stores them, and what JSON has no form for, tagged as our triggers write it."""
+        if isinstance(value, JsonNumber):
+            whole = value.lstrip("-").isdigit() and -(2**63) <= int(value) < 2**63
+            return str(value) if whole else f'{{"r":"{value}"}}'
+        if isinstance(value, dict) and len(value) == 1:
+            ((tag, text),) = value.items()
+            if tag in _TAGGED and type(text) is str and _TAGGED[tag].fullmatch(text):
+                return f'{{"{tag}":"{text}"}}'
+        return json_text(value, true="1", false="0")
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect. Transactions begin with the write lock, but for those that only read."""

@@ -120,15 +120,16 @@ def _retry(database: Database, settings: Settings, ids: list[int]) -> None:
             replayer = Replayer(database.dialect, listed, settings.replay.statement_bytes)
             try:
                 with database.guard():
-                    quarantine.retry(connection, replayer, ids)
-                    connection.commit()
+                    quarantine.retry_all(connection, replayer, ids)
             except NotApplicable as exc:
                 raise Refused(f"the database refused to commit what could be applied again: {exc}") from exc
             return
         quarantine.request_retry(connection, ids)
         connection.commit()
-        until = time.monotonic() + _PATIENCE_S
-        while set(quarantine.requested(connection)) & set(ids) and time.monotonic() < until:
+        waiting, until = set(ids), time.monotonic() + _PATIENCE_S
+        while (left := waiting.intersection(quarantine.requested(connection))) and time.monotonic() < until:
+            if left < waiting:
+                waiting, until = left, time.monotonic() + _PATIENCE_S  # it gets on
             connection.rollback()
             time.sleep(0.1)
         connection.rollback()

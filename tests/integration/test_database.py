@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import socket
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -57,3 +58,21 @@ def test_a_dead_connection_that_nobody_closes_says_nothing(
         del connection
         gc.collect()
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_connection_whose_other_end_falls_silent_is_given_up(
+    new_database: NewDatabase, database_kind: str, read_only: bool
+) -> None:
+    """TRAPS 29, tcp(7): within half a minute, and statements may take as long as they like meanwhile."""
+    database = Database(DatabaseSettings(url=SecretStr(new_database(database_kind))))
+    with database.connect(read_only=read_only) as connection:
+        driver: Any = connection.connection.driver_connection
+        fileno = driver.fileno() if hasattr(driver, "fileno") else driver._sock.fileno()
+        with socket.socket(fileno=os.dup(fileno)) as link:
+            options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]
+            assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert [link.getsockopt(socket.IPPROTO_TCP, one) for one in options] == [10, 5, 4, 30_000]
+        assert getattr(driver, "_read_timeout", None) is None
+        connection.rollback()

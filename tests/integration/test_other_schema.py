@@ -49,3 +49,33 @@ def test_a_table_with_another_key_takes_nothing(pipeline: Pipeline) -> None:
     reasons = secondary.rows("SELECT reason FROM stsync_quarantine")
     assert len(reasons) >= 3
     assert all("the schemas differ" in reason for (reason,) in reasons)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("keys", [("a", "a")], ids=["same"])
+def test_a_value_that_does_not_fit_is_not_shown(pipeline: Pipeline) -> None:
+    """TRAPS 35: values of rows may be secret; reasons stand in `status` and in logs."""
+    primary, secondary = pipeline.primary, pipeline.secondary
+    secondary.execute("DROP TABLE t", table("a").replace("c BIGINT", "c INT"))
+    pipeline.lists.reread()
+    primary.execute("INSERT INTO t VALUES (1, 2, 424242424242)")
+    pipeline.move()
+    ((reason,),) = secondary.rows("SELECT reason FROM stsync_quarantine")
+    assert "out of range" in reason.lower()
+    assert "4242" not in reason
+
+
+@pytest.mark.parametrize("keys", [("a", "a")], ids=["same"])
+def test_a_key_in_several_spellings_is_one_row(pipeline: Pipeline, database_kind: str) -> None:
+    """INTERFACE, the outbox contract: a program may write a key in any form that its type reads; the last change wins."""
+    primary, secondary = pipeline.primary, pipeline.secondary
+    primary.execute("INSERT INTO t VALUES (17, 1, 0)")
+    pipeline.move()
+    spellings = ["17", '"17"', "17"] if database_kind == "sqlite" else ['"17"', '"017"', "17"]
+    for value, key in enumerate(spellings, 1):
+        primary.execute(
+            "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json) VALUES ('t', 'U', '[\"a\",\"b\",\"c\"]', :rows)",
+            rows=f"[{key},1,{value}]",
+        )
+    pipeline.move()
+    assert secondary.rows("SELECT * FROM t") == [(17, 1, 3)]
