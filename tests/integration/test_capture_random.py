@@ -86,7 +86,7 @@ CASES = {
             f"CREATE TRIGGER a BEFORE UPDATE OF id, u ON t {MINE} BEGIN UPDATE t SET rev = rev + 1 WHERE id = OLD.id; END",
             f"CREATE TRIGGER b BEFORE UPDATE OF id ON t {MINE} AND NEW.id = 2 BEGIN DELETE FROM t WHERE id = 2 AND id <> OLD.id; END",
             f"CREATE TRIGGER c BEFORE UPDATE OF id ON t {MINE} AND NEW.id = 3"
-            " BEGIN UPDATE t SET id = id + 100 WHERE id = 3 AND id <> OLD.id; END",
+            " BEGIN UPDATE t SET id = id + 100, u = NULL WHERE id = 3 AND id <> OLD.id; END",
         )
     ),
     "triggers elsewhere": Case(
