@@ -8,8 +8,8 @@ Everything here rests on four facts of SQLite:
 - `OR REPLACE` deletes the rows that are in the way and fires no delete trigger (TRAPS 2). Before each insert, and each update of a
   unique column, those rows are *noted*, under the unique values that they stand in the way of: the *cause*. Afterwards, whichever
   of them are gone are captured as deleted, before what replaced them. A note that is left behind (by an insert that was ignored, or
-  became an update) says nothing but where to look, and is forgotten with the next cause of its kind, or by the relay. Not seen are rows that are in the way by a unique index over an
-  expression, and rows that another program's BEFORE trigger puts there only then.
+  became an update) says nothing but where to look, and is forgotten with the next cause of its kind, or by the relay. Not seen are
+  rows that are in the way by a unique index over an expression, and rows that another program's BEFORE trigger puts there only then.
 - A primary key that is no INTEGER may hold NULL, any number of times. Such rows have no identity: they are treated as outside of the
   row filter, and handed to the relay as what it rejects and tells (TRAPS 4).
 """
