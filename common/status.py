@@ -98,7 +98,7 @@ def _primary(
         "service": "running" if running else "stopped",
         "epoch": state.position.epoch,
         "sequence": state.position.sequence,
-        "outbox": connection.execute(select(func.count()).select_from(outbox)).scalar_one(),
+        "outbox": _waiting(connection),
         "journal": {"first": first or 0, "last": last or 0, "bytes": int(size or 0)},
         "published": state.published,
         "nodes": [node.document() for node in nodes],
@@ -148,7 +148,7 @@ def _secondary(
     warnings: list[str],
 ) -> Status:
     quarantined = nodestate.quarantined(connection)
-    edits = connection.execute(select(func.count()).select_from(outbox)).scalar_one()
+    edits = _waiting(connection)
     if edits:
         warnings.append(
             f"{edits} changes of listed tables were made on this secondary itself: it differs from the primary there (drift)"
@@ -182,6 +182,11 @@ def _secondary(
     return Status(document, (own,), found is State.IN_SYNC)
 
 
+def _waiting(connection: Connection) -> int:
+    """Outbox rows that hold changes; SQLite's triggers may leave some that hold none."""
+    return int(connection.execute(select(func.count()).select_from(outbox).where(outbox.c.row_count > 0)).scalar_one())
+
+
 def _own_state(
     state: NodeState,
     settings: Settings,
@@ -200,7 +205,8 @@ def _own_state(
     if behind:
         return State.CATCHING_UP, f"{behind} batches behind the primary"
     if quarantined:
-        return State.IN_SYNC, f"{quarantined} changes could not be applied; see `stsync quarantine list`"
+        changes = "1 change" if quarantined == 1 else f"{quarantined} changes"
+        return State.IN_SYNC, f"{changes} could not be applied; see `stsync quarantine list`"
     return State.IN_SYNC, None
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy import insert as sql_insert
 from sqlalchemy.engine import Connection
 
@@ -132,11 +132,6 @@ def runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]):
         members = [one for _, one in group]
         yield members[0], members[-1]
-
-
-def waiting(connection: Connection) -> int:
-    """How many outbox rows wait to be sequenced."""
-    return int(connection.execute(select(func.count()).select_from(outbox)).scalar_one())
 
 
 def reject(connection: Connection, rows: Sequence[tuple[Row, str]]) -> None:

@@ -164,14 +164,12 @@ def _replaced(table: ListedTable) -> list[Trigger]:
     noted = f"EXISTS (SELECT 1 FROM stsync_replacing WHERE table_name = {_literal(table.name)})"
     key, *others = _causes(table)
     mine = f"table_name = {_literal(table.name)} AND cause IN ({', '.join([key, *others])})"
-    inserted = (
-        f"{mine} AND place IS NULL"  # an update that was ignored may have left a note, whose place is another's by now
-    )
+    inserted = f"{mine} AND place IS NULL"  # what an ignored update left has a place that is another's by now
     taken = f"cause = {key} AND NOT ({_same(table.key)})"  # whatever had the key of the row that now has it
     gone = f"NOT EXISTS (SELECT 1 FROM {_rows(table)} s WHERE {_stands(table)})"
     deleted = f"(({taken}) OR {gone})"
-    kept = f"SELECT place FROM stsync_replacing n WHERE {mine} AND {deleted}"
-    kept = f"UPDATE stsync_outbox SET row_count = 1 WHERE id IN ({kept});"  # in the place that was kept for it
+    places = f"SELECT place FROM stsync_replacing n WHERE {mine} AND {deleted}"
+    kept = f"UPDATE stsync_outbox SET row_count = 1 WHERE id IN ({places});"
     forget = "DELETE FROM stsync_replacing WHERE "
     found = [
         _trigger(table, "stsync_x_", "AFTER UPDATE", [noted, f"NOT ({changed})"], f"{forget}{inserted};"),
