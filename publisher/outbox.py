@@ -10,8 +10,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import select, text
 from sqlalchemy import insert as sql_insert
+from sqlalchemy import select, text
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import outbox, rejected
