@@ -49,7 +49,7 @@ def _runs(node: Node) -> bool:
 @pytest.fixture
 def cluster(new_cluster: MakeCluster, database_kind: str) -> Cluster:
     """A running cluster of three on each database in turn; every node consumes."""
-    found = new_cluster(database_kind)
+    found = new_cluster(database_kind, settings="[replay]\nretry_quarantine_s = 0.5\n")
     found.start()
     wait_running(*found.nodes.values())
     return found
