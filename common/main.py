@@ -11,26 +11,28 @@ from common.errors import StsyncError
 COMMANDS_GROUP = "stsync.commands"
 
 
-def build() -> typer.Typer:
-    """The whole command, from every room's `stsync.commands` entry point."""
+def build(command: str | None = None) -> typer.Typer:
+    """The whole command, from every room's `stsync.commands` entry points; or only `command`, where there is one of that name, so
+    that nothing is loaded for others."""
     app = typer.Typer(
-        name="stsync",
-        help="Keeps the configuration of a cluster of managed-file-transfer servers equal.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        name="stsync", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
-    for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda one: one.name):
+    app.callback(help="Keeps the configuration of a cluster of managed-file-transfer servers equal.")(_nothing_before)
+    points = sorted(entry_points(group=COMMANDS_GROUP), key=lambda one: one.name)
+    for point in [one for one in points if one.name == command] or points:
         register: Callable[[typer.Typer], None] = point.load()
         register(app)
     return app
 
 
+def _nothing_before() -> None:
+    """No command has anything done before it."""
+
+
 def main() -> None:
     """Run the command; an expected error is one sentence on stderr and its documented exit code."""
     try:
-        build()()
+        build(sys.argv[1] if len(sys.argv) > 1 else None)()
     except StsyncError as exc:
         sys.stderr.write(f"stsync: {exc}\n")
         sys.exit(exc.exit_code)

@@ -1,19 +1,19 @@
-"""The one place that knows which dialects there are."""
+"""The one place that knows which dialects there are; only the one that is spoken is loaded, with its driver."""
+
+from functools import cache
+from importlib import import_module
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from common.dialects.base import Dialect
-from common.dialects.mariadb import Mariadb
-from common.dialects.postgresql import Postgresql
-from common.dialects.sqlite import Sqlite
 from common.errors import Misconfigured
 
-_KNOWN: dict[str, Dialect] = {
-    "postgresql": Postgresql(),
-    "mysql": Mariadb(),
-    "mariadb": Mariadb(),
-    "sqlite": Sqlite(),
+_KNOWN = {  # module and class, and the driver it is written for
+    "postgresql": ("common.dialects.postgresql", "Postgresql", "postgresql+psycopg"),
+    "mysql": ("common.dialects.mariadb", "Mariadb", "mysql+pymysql"),
+    "mariadb": ("common.dialects.mariadb", "Mariadb", "mysql+pymysql"),
+    "sqlite": ("common.dialects.sqlite", "Sqlite", "sqlite"),
 }
 
 
@@ -26,10 +26,11 @@ def dialect_for(url: str) -> tuple[Dialect, URL]:
     backend = parsed.get_backend_name()
     if backend not in _KNOWN:
         raise Misconfigured(f"database.url: {backend!r} is not known; use postgresql+psycopg, mysql+pymysql or sqlite")
-    drivers = {
-        "postgresql": "postgresql+psycopg",
-        "mysql": "mysql+pymysql",
-        "mariadb": "mysql+pymysql",
-        "sqlite": "sqlite",
-    }
-    return _KNOWN[backend], parsed.set(drivername=drivers[backend])
+    module, name, driver = _KNOWN[backend]
+    return _loaded(module, name), parsed.set(drivername=driver)
+
+
+@cache
+def _loaded(module: str, name: str) -> Dialect:
+    found: Dialect = getattr(import_module(module), name)()
+    return found

@@ -12,8 +12,12 @@ from publisher import capture
 
 
 def register(app: typer.Typer) -> None:
-    """Add both commands."""
+    """Add `install`."""
     app.command("install")(install)
+
+
+def register_uninstall(app: typer.Typer) -> None:
+    """Add `uninstall`."""
     app.command("uninstall")(uninstall)
 
 
