@@ -67,6 +67,16 @@ def iso(milliseconds: int | None) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def behind_by(batches: int) -> str:
+    """For a person."""
+    return f"{batches} batch{'' if batches == 1 else 'es'} behind the primary"
+
+
+def could_not_be_applied(changes: int) -> str:
+    """For a person."""
+    return f"{changes} change{'' if changes == 1 else 's'} could not be applied; see `stsync quarantine list` on this node"
+
+
 def read(connection: Connection) -> NodeState | None:
     """The node's row; None before `install`."""
     row = connection.execute(select(node)).mappings().first()

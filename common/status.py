@@ -124,7 +124,7 @@ def _reported(name: str, row: Any, state: NodeState, settings: Settings, running
         if not running:
             reason += "; this node's service does not run, start it with `stsync run`"
     elif found is State.IN_SYNC and behind:
-        found, reason = State.CATCHING_UP, reason or f"{behind} batches behind"
+        found, reason = State.CATCHING_UP, reason or nodestate.behind_by(behind)
     return NodeStatus(
         name=name,
         state=found,
@@ -203,10 +203,9 @@ def _own_state(
         since = f"for {silent_s:.0f} s" if state.heard_ms else "so far"
         return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {since}"
     if behind:
-        return State.CATCHING_UP, f"{behind} batches behind the primary"
+        return State.CATCHING_UP, nodestate.behind_by(behind)
     if quarantined:
-        changes = "1 change" if quarantined == 1 else f"{quarantined} changes"
-        return State.IN_SYNC, f"{changes} could not be applied; see `stsync quarantine list`"
+        return State.IN_SYNC, nodestate.could_not_be_applied(quarantined)
     return State.IN_SYNC, None
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from common.changes import Position
-from common.nodestate import State
+from common.nodestate import State, behind_by, could_not_be_applied
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ def describe(standing: Standing, offline_after_s: float) -> tuple[State, str | N
     if standing.heard_s > offline_after_s:
         return State.CATCHING_UP, f"nothing was heard from the primary for {standing.heard_s:.0f} s"
     if standing.behind:
-        return State.CATCHING_UP, f"{standing.behind} batches behind the primary"
+        return State.CATCHING_UP, behind_by(standing.behind)
     if standing.quarantined:
-        changes = "1 change" if standing.quarantined == 1 else f"{standing.quarantined} changes"
-        return State.IN_SYNC, f"{changes} could not be applied; see `stsync quarantine list` on this node"
+        return State.IN_SYNC, could_not_be_applied(standing.quarantined)
     return State.IN_SYNC, None

@@ -88,11 +88,11 @@ def _render(found: Status) -> RenderableType:
         parts.append(
             Text(f"outbox {document['outbox']} · journal {journal['first']}–{journal['last']}, {_bytes(journal['bytes'])}")
         )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("node", "state"):
         table.add_column(name, no_wrap=True)  # what must be readable however narrow the terminal
     for name in ("sequence", "behind", "lag ms", "quarantined", "full sync", "report"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for node in found.nodes:
         table.add_row(
             node.name,
@@ -101,8 +101,8 @@ def _render(found: Status) -> RenderableType:
             str(node.behind),
             "–" if node.lag_ms is None else f"{node.lag_ms:.1f}",
             str(node.quarantined),
-            _age(node.last_full_sync),
-            _age(node.last_report),
+            _age(node.last_full_sync, "never"),
+            _age(node.last_report, "–"),
         )
     if found.nodes:
         parts.append(table)
@@ -112,10 +112,10 @@ def _render(found: Status) -> RenderableType:
     return Group(*parts)
 
 
-def _age(moment: str | None) -> str:
+def _age(moment: str | None, none: str) -> str:
     """How long ago, in the largest unit that fits."""
     if moment is None:
-        return "never"
+        return none
     seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
