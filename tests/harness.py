@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from common.dialects.base import run as run_sql
 from common.settings import Settings, load_settings
 from common.trust.pki import init_cluster, issue_node
 from publisher import capture
+from tests import warm
 
 STSYNC = [sys.executable, "-m", "common"]
 PATIENCE_S = 60.0
@@ -44,7 +46,7 @@ class Node:
     name: str
     home: Path
     url: str
-    process: subprocess.Popen[bytes] | None = None
+    process: warm.WarmProcess | None = None
     _engine: Engine | None = None
 
     @property
@@ -83,14 +85,12 @@ class Node:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(query), values)]
 
-    def command(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*STSYNC, *arguments, "--config", str(self.config)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+    def command(self, *arguments: str, timeout_s: float = 60.0, cold: bool = False) -> subprocess.CompletedProcess[str]:
+        """A run of the command; `cold`: as a user does, with a new interpreter that loads what it needs."""
+        arguments = (*arguments, "--config", str(self.config))
+        if cold:
+            return subprocess.run([*STSYNC, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
+        return warm.run(arguments, timeout_s)
 
     def status(self) -> dict[str, Any]:
         found = self.command("status", "--json")
@@ -99,13 +99,8 @@ class Node:
         return document
 
     def start(self, **environment: str) -> None:
-        with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*STSYNC, "run", "--config", str(self.config)],
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=os.environ | environment,
-            )
+        arguments = ["run", "--config", str(self.config)]
+        self.process = warm.WarmProcess(arguments, Path(os.devnull), self.home / "log", environment)
 
     def kill(self) -> None:
         """kill -9."""
@@ -170,10 +165,9 @@ class Cluster:
         """Where secondaries differ from the primary, compared row by row by the databases' own text of every listed column."""
         queries = self._queries()
         found = []
-        expected = {name: _snapshot(self.primary, query) for name, query in queries.items()}
+        expected = _snapshot(self.primary, queries)
         for node in self.secondaries:
-            for name, query in queries.items():
-                here = _snapshot(node, query)
+            for name, here in _snapshot(node, queries).items():
                 if here != expected[name]:
                     missing = len(set(expected[name]) - set(here))
                     extra = len(set(here) - set(expected[name]))
@@ -200,22 +194,22 @@ class Cluster:
         assert not found, found
 
     def _queries(self) -> dict[str, str]:
-        node = self.primary
-        with node.database.connect() as connection:
-            listed = listed_tables(node.database, connection, node.settings)
+        database, settings = self.primary.database, self.primary.settings
+        with database.connect() as connection:
+            listed = listed_tables(database, connection, settings)
             connection.rollback()
         queries = {}
         for name, table in listed.items():
-            row = node.database.dialect.row([(node.database.dialect.quote(c.name), c) for c in table.columns])
+            row = database.dialect.row([(database.dialect.quote(c.name), c) for c in table.columns])
             where = f" WHERE ({table.where})" if table.where else ""
-            queries[name] = f"SELECT {row} FROM {node.database.dialect.quote(name)}{where}"
+            queries[name] = f"SELECT {row} FROM {database.dialect.quote(name)}{where}"
         return queries
 
 
-def _snapshot(node: Node, query: str) -> list[str]:
+def _snapshot(node: Node, queries: dict[str, str]) -> dict[str, list[str]]:
     with node.database.connect(read_only=True) as connection:
-        result = connection.exec_driver_sql(query, execution_options={"no_parameters": True})
-        return sorted(str(row[0]) for row in result)
+        run = partial(connection.exec_driver_sql, execution_options={"no_parameters": True})
+        return {name: sorted(str(row[0]) for row in run(query)) for name, query in queries.items()}
 
 
 def make_cluster(

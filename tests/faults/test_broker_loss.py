@@ -260,7 +260,8 @@ def test_a_secondary_that_hears_nothing_does_not_fill_its_log(new_cluster: MakeC
     cluster = new_cluster(database_kind, settings="[intervals]\noffline_after_s = 1.0\n[log]\nlevel = 'debug'")
     node = cluster.nodes["st2"]
     node.start()
-    wait_running(node)
+    ready = '"state": "ready", "reason": null, "event": "broker_'
+    wait_told(lambda: node.log.count(ready) == 2, lambda: node.log)
     before = node.log
     until = time.monotonic() + 6
     wait_told(lambda: time.monotonic() > until, lambda: node.log, 20)

@@ -296,7 +296,9 @@ def test_a_service_ends_though_its_database_server_is_frozen(on_server: OnServer
     if moment == "starting":
         with frozen(server):
             node.start()
-            wait_for(lambda: unread_at(server.port), "a connection that is not answered", 20)
+            assert node.process is not None
+            pid = node.process.pid
+            wait_for(lambda: not_answered(pid, server.port), "a connection that is not answered", 20)
             assert node.stop() in (0, 5)
         return
     cluster.start()
@@ -309,7 +311,7 @@ def test_a_service_ends_though_its_database_server_is_frozen(on_server: OnServer
     with frozen(server):
         if moment == "reading the list":
             (node.home / "conf/sync_tables.conf").write_text(TABLES + "# edited\n")
-        wait_for(lambda: unread_at(server.port), "a thread that waits for the database", 20)
+        wait_for(lambda: not_answered(process.pid, server.port), "a thread that waits for the database", 20)
         process.send_signal(signal.SIGTERM)
         code = process.wait(40)
     assert code in ((5,) if moment == "working" else (0, 5)), node.log
@@ -320,13 +322,18 @@ def test_a_service_ends_though_its_database_server_is_frozen(on_server: OnServer
     cluster.wait_equal()
 
 
-def unread_at(port: int) -> bool:
-    """Whether a server has not taken in what was sent to it, or a connection (proc_net_tcp(5))."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, _, queues, *_ = line.split()
-        if local.rpartition(":")[2] == f"{port:04X}" and int(queues.rpartition(":")[2], 16):
-            return True
-    return False
+def not_answered(pid: int, port: int) -> bool:
+    """Whether a process has sent something to a server, or opened a connection, that the server has not taken in (proc_net_tcp(5))."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    server = f":{port:04X}"
+    own = {f"socket:[{row[9]}]": row[1] for row in rows if row[2].endswith(server)}
+    here = set()
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            here.add(own.get(str(one.readlink()), "another"))
+    return any(
+        row[2] in here and (row[9] == "0" or int(row[4].rpartition(":")[2], 16)) for row in rows if row[1].endswith(server)
+    )
 
 
 @pytest.mark.long

@@ -64,7 +64,7 @@ def expect(done: Done, code: int, *words: str, secrets: tuple[str, ...] = ()) ->
 def test_faulty_settings(node: Node, command: str, old: str, new: str, words: tuple[str, ...]) -> None:
     """STYLE 12: file and key."""
     change(node, old, new)
-    expect(node.command(command), 2, str(node.config), *words)
+    expect(node.command(command, cold=True), 2, str(node.config), *words)
 
 
 def test_a_missing_settings_file(node: Node) -> None:

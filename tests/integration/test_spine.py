@@ -302,7 +302,7 @@ def test_a_transaction_across_ten_tables_with_parents_and_children(new_cluster: 
 def _watch_ten(node: Node, halves: list[tuple[int, ...]], done: threading.Event) -> None:
     """Rows where the ten tables do not hold equally many, but for the last state, which leaves the root alone."""
     counts = ", ".join(f"(SELECT count(*) FROM t{i})" for i in range(10))
-    while not done.is_set():
+    while not done.wait(0.002):
         ((first, *others),) = node.rows(f"SELECT {counts}")
         if others != [first] * 9 and (first, *others) != (1, *[0] * 9):
             halves.append((first, *others))
