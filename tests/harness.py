@@ -46,7 +46,7 @@ class Node:
     name: str
     home: Path
     url: str
-    process: warm.WarmProcess | None = None
+    process: "warm.WarmProcess | subprocess.Popen[bytes] | None" = None
     _engine: Engine | None = None
 
     @property
@@ -98,9 +98,16 @@ class Node:
         document: dict[str, Any] = json.loads(found.stdout)
         return document
 
-    def start(self, **environment: str) -> None:
+    def start(self, *, cold: bool = False, **environment: str) -> None:
+        """Start the service; `cold`: see `command`, where its memory is measured."""
         arguments = ["run", "--config", str(self.config)]
-        self.process = warm.WarmProcess(arguments, Path(os.devnull), self.home / "log", environment)
+        if not cold:
+            self.process = warm.WarmProcess(arguments, Path(os.devnull), self.home / "log", environment)
+            return
+        with (self.home / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*STSYNC, *arguments], stdout=subprocess.DEVNULL, stderr=log, env=os.environ | environment
+            )
 
     def kill(self) -> None:
         """kill -9."""
@@ -149,9 +156,9 @@ class Cluster:
     def secondaries(self) -> list[Node]:
         return [node for name, node in self.nodes.items() if name != "st1"]
 
-    def start(self) -> None:
+    def start(self, *, cold: bool = False) -> None:
         for node in self.nodes.values():
-            node.start()
+            node.start(cold=cold)
 
     def install(self) -> None:
         for node in self.nodes.values():

@@ -50,7 +50,7 @@ class StsyncSubject:
 
     def start(self) -> None:
         """Start the services and wait until a first change has gone through."""
-        self._cluster.start()
+        self._cluster.start(cold=True)
         with work.clients(self._urls) as (source, *copies):
             source.run("INSERT INTO counter VALUES (1, -1)")
             work.until(lambda: all(one.counter() == -1 for one in copies), f"{self.label}: the first change", self)

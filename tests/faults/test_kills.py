@@ -274,14 +274,17 @@ def test_a_killed_database_loses_nothing(on_server: OnServer, database_kind: str
 def frozen(server: Server) -> Iterator[None]:
     """The whole server says nothing for a while."""
     processes = [server.pid, *descendants(server.pid)]
-    for pid in processes:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
+
+    def signal_all(number: signal.Signals) -> None:
         for pid in processes:
             with suppress(ProcessLookupError):  # a child whose client is gone ends at once
-                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, number)
+
+    try:
+        signal_all(signal.SIGSTOP)
+        yield
+    finally:
+        signal_all(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
