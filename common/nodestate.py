@@ -1,6 +1,7 @@
 """The node's own row in `stsync_node`: its role, its position, what it last heard; read and written in one place."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -11,10 +12,12 @@ from sqlalchemy.engine import Connection
 
 from common.bookkeeping import node, quarantine, refusals
 from common.changes import Position
+from common.dialects.base import parameter, raw_cursor
 from common.errors import Fault, Misconfigured
 from common.settings import Settings
 
 _RESERVE = 10_000_000
+Check = Callable[[], None]
 
 
 class Role(StrEnum):
@@ -119,17 +122,26 @@ def published(connection: Connection) -> int:
     return int(connection.execute(select(node.c.published)).scalar_one())
 
 
-def advance(connection: Connection, before: Position, after: Position, **values: Any) -> None:
-    """Move the position within the caller's transaction; Fault when it is not where it was believed (TRAPS 7)."""
-    statement = (
-        update(node)
-        .where(node.c.id == 1, node.c.sequence == before.sequence, node.c.epoch == before.epoch)
-        .values(epoch=after.epoch, sequence=after.sequence, hash=after.hash, **values)
+def advance(connection: Connection, before: Position, after: Position, **values: Any) -> Check:
+    """Move the position within the caller's transaction; what is returned is called when the statement has run (it may have been
+    sent only), and raises Fault when the position was not where it was believed (TRAPS 7)."""
+    columns = {"epoch": after.epoch, "sequence": after.sequence, "hash": after.hash} | values
+    mark = parameter(connection)
+    sets = ", ".join(f"{name} = {mark}" for name in columns)
+    cursor = raw_cursor(connection)
+    cursor.execute(
+        f"UPDATE stsync_node SET {sets} WHERE id = 1 AND sequence = {mark} AND epoch = {mark}",
+        (*columns.values(), before.sequence, before.epoch),
     )
-    if connection.execute(statement).rowcount != 1:
-        raise Fault(
-            f"the position in the database is not {before.sequence} any more: does another service run on this database?"
-        )
+
+    def check() -> None:
+        if cursor.rowcount != 1:
+            raise Fault(
+                f"the position in the database is not {before.sequence} any more: does another service run on this database?"
+            )
+        cursor.close()
+
+    return check
 
 
 def save(connection: Connection, **values: Any) -> None:

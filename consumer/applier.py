@@ -6,6 +6,7 @@ wait for the database (TRAPS 24).
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy.engine import Connection
@@ -28,6 +29,14 @@ CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _GRACE_S = 0.3
 _AGAIN = 1000
+
+
+class _Moved(NamedTuple):
+    """Where a transaction moves the position; `check` as nodestate.advance gives it."""
+
+    after: Position
+    lag_ms: float
+    check: nodestate.Check
 
 
 class Applier:
@@ -71,7 +80,8 @@ class Applier:
         self._again: list[int] = []
 
     def load(self, connection: Connection) -> None:
-        """Begin from what the database says."""
+        """Begin from what the database says, on a connection that from now on replays."""
+        self._database.dialect.mark_session(connection)
         state = nodestate.read_installed(connection, self._settings)
         self._position = state.position
         self._assembly.reset(state.position)
@@ -206,11 +216,30 @@ class Applier:
             if units and (batches > self._settings.replay.group_batches or size > FAST_BYTES):
                 break
             units.append(unit)
-        if len(units) > 1 and not self._try_commit(connection, units):
-            for unit in units:
-                self._commit_alone(connection, unit)
-        elif len(units) == 1:
-            self._commit_alone(connection, units[0])
+        if self._commit_at_once(connection, units) or (len(units) > 1 and self._try_commit(connection, units)):
+            return
+        for unit in units:
+            self._commit_alone(connection, unit)
+
+    def _commit_at_once(self, connection: Connection, units: list[Unit]) -> bool:
+        """The quick way, in as few round trips as there are; False, with nothing done, where that does not go."""
+        if self._quarantined:
+            return False
+        try:
+            with self._database.guard():
+                with self._database.dialect.together(connection):
+                    checks = self._replayer_now().at_once(connection, units)
+                    if checks is None:
+                        return False
+                    moved = self._move(connection, units)
+                for check in (*checks, moved.check):
+                    check()
+                connection.commit()
+        except NotApplicable:
+            connection.rollback()
+            return False
+        self._taken(units, moved)
+        return True
 
     def _try_commit(self, connection: Connection, units: list[Unit]) -> bool:
         """All together; False, with nothing done, when anything failed: each then gets its own transaction, so that a later
@@ -256,26 +285,35 @@ class Applier:
                 frames = (frame for unit in units for frame in unit.frames())
                 quarantine.overtaken(connection, frames, failed, self._lists.tables)
             quarantine.add(connection, replayer, failed)
-            newest = self._assembly.ready[len(units) - 1][-1]
-            after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
-            lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
-            nodestate.advance(
-                connection,
-                self._position,
-                after,
-                lag_ms=lag_ms,
-                heard_number=self._beat,
-                head_epoch=self._head[0],
-                head_sequence=self._head[1],
-            )
+            moved = self._move(connection, units)
+            moved.check()
             connection.commit()
-        self._assembly.taken(len(units))
-        self._position, self._lag_ms = after, lag_ms
-        self._progress, self._stuck = time.monotonic(), None
+        self._taken(units, moved)
         if failed or self._quarantined:
             self._count_quarantined(connection, failed_now=len(failed))
-        self._log.debug("applied", sequence=after.sequence, units=len(units))
         return True
+
+    def _move(self, connection: Connection, units: list[Unit]) -> _Moved:
+        """Move the position in the transaction that applies these (TRAPS 7)."""
+        newest = self._assembly.ready[len(units) - 1][-1]
+        after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
+        lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
+        check = nodestate.advance(
+            connection,
+            self._position,
+            after,
+            lag_ms=lag_ms,
+            heard_number=self._beat,
+            head_epoch=self._head[0],
+            head_sequence=self._head[1],
+        )
+        return _Moved(after, lag_ms, check)
+
+    def _taken(self, units: list[Unit], moved: _Moved) -> None:
+        self._assembly.taken(len(units))
+        self._position, self._lag_ms = moved.after, moved.lag_ms
+        self._progress, self._stuck = time.monotonic(), None
+        self._log.debug("applied", sequence=moved.after.sequence, units=len(units))
 
     def _unit(self, parts: tuple[Verified, ...]) -> Unit:
         limit = self._settings.replay.max_change_bytes

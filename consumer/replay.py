@@ -10,8 +10,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from common.changes import SEPARATOR, Frame, Kind, without_old_key
-from common.dialects.base import Dialect, TableWriter, run
+from common.dialects.base import Dialect, TableWriter, raw_cursor, run
 from common.errors import NotApplicable
+from common.nodestate import Check
 from common.schema import ListedTable, parents_first
 from consumer import plan
 from consumer.overtaking import Waiting, keys_in, row_keys
@@ -54,6 +55,33 @@ class Replayer:
         self._statement_bytes = statement_bytes
         self._writers: dict[tuple[str, tuple[str, ...]], TableWriter] = {}
 
+    def at_once(self, connection: Connection, units: Sequence[Unit]) -> list[Check] | None:
+        """Send the fast plan of these units, without a savepoint; None, and nothing done, where there is no such plan.
+
+        For a transaction in a marked session that its caller rolls back, to go the careful way (`apply`), when this or one of the
+        checks, which are called once the statements have run, raises NotApplicable.
+        """
+        steps = self._fast_steps(units)
+        if steps is None:
+            return None
+        unordered = any(step.table in self._listed[step.table].table.parents for step in steps)
+        self._dialect.enter_at_once(connection, unordered=unordered)
+        checks = [self._send(connection, step) for step in steps]
+        self._dialect.leave_replay(connection)
+        return checks
+
+    def _send(self, connection: Connection, step: Step) -> Check:
+        writer, cursor = self._writer(self._listed[step.table], step.columns), raw_cursor(connection)
+        send = {Kind.INSERT: writer.insert, Kind.UPDATE: writer.update, Kind.DELETE: writer.delete}[step.kind]
+        send(cursor, step.rows)
+
+        def check() -> None:
+            if step.kind is not Kind.DELETE:
+                _expect(step, cursor.rowcount)
+            cursor.close()
+
+        return check
+
     def apply(self, connection: Connection, units: Sequence[Unit], *, deferred: bool = True) -> list[Failed]:
         """Apply units in order: together if that goes, else one after the other.
 
@@ -62,7 +90,7 @@ class Replayer:
         """
         self._dialect.enter_replay(connection, deferred=deferred)
         failed: list[Failed] = []
-        if not self._together(connection, units):
+        if len(units) == 1 or not self._together(connection, units):
             for unit in units:
                 failed += self._alone(connection, unit)
         self._dialect.leave_replay(connection)
@@ -88,17 +116,18 @@ class Replayer:
         return results
 
     def _together(self, connection: Connection, units: Sequence[Unit]) -> bool:
-        if sum(unit.size for unit in units) > FAST_BYTES:
-            return False
-        frames = [frame for unit in units for frame in unit.frames()]
-        steps = plan.fast(frames, self._listed, self._order, self._statement_bytes)
+        steps = self._fast_steps(units)
         return steps is not None and self._whole(connection, steps)
 
+    def _fast_steps(self, units: Sequence[Unit]) -> list[Step] | None:
+        if sum(unit.size for unit in units) > FAST_BYTES:
+            return None
+        frames = [frame for unit in units for frame in unit.frames()]
+        return plan.fast(frames, self._listed, self._order, self._statement_bytes)
+
     def _alone(self, connection: Connection, unit: Unit) -> list[Failed]:
-        if unit.size <= FAST_BYTES:
-            steps = plan.fast(list(unit.frames()), self._listed, self._order, self._statement_bytes)
-            if steps is not None and self._whole(connection, steps):
-                return []
+        if self._together(connection, [unit]):
+            return []
         if self._whole(connection, plan.ordered(unit.frames(), self._listed)):
             return []
         if self._whole(connection, plan.ordered(unit.frames(), self._listed), gently=True):

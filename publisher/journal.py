@@ -7,6 +7,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import journal
+from common.dialects.base import parameter, raw_cursor
 from common.nodestate import now_ms
 from common.settings import JournalSettings
 from publisher.composer import Batch
@@ -24,19 +25,16 @@ class Extent:
 def append(connection: Connection, epoch: int, batches: Iterable[Batch]) -> None:
     """Write batches in the caller's transaction."""
     at = now_ms()
-    rows = [
-        {
-            "sequence": b.sequence,
-            "epoch": epoch,
-            "hash": b.hash,
-            "message": b.message,
-            "size": len(b.message),
-            "at_ms": at,
-        }
-        for b in batches
-    ]
+    rows = [(b.sequence, epoch, b.hash, b.message, len(b.message), at) for b in batches]
     if rows:
-        connection.execute(journal.insert(), rows)
+        marks = ", ".join([parameter(connection)] * 6)
+        cursor = raw_cursor(connection)
+        statement = f"INSERT INTO stsync_journal (sequence, epoch, hash, message, size, at_ms) VALUES ({marks})"
+        if len(rows) == 1:
+            cursor.execute(statement, rows[0])
+        else:
+            cursor.executemany(statement, rows)
+        cursor.close()
 
 
 def read(connection: Connection, first: int, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:

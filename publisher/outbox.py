@@ -9,18 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete as sql_delete
 from sqlalchemy import insert as sql_insert
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from common.bookkeeping import outbox, rejected
+from common.bookkeeping import rejected
 from common.changes import Kind
 from common.dialects import dialect_for
-from common.dialects.base import columns_json
+from common.dialects.base import columns_json, parameter, raw_cursor
 from common.errors import NotApplicable
 from common.nodestate import now_ms
 from common.schema import Column, Table
+
+_COLUMNS = "id, table_name, kind, columns_json, rows_json, row_count, canonical"
+_BEFORE_ALL = -(2**63)
 
 
 class Row(NamedTuple):
@@ -97,31 +99,44 @@ def pages(connection: Connection, limit: int) -> Iterator[list[Row]]:
 
     The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
     """
-    last: int | None = None
+    mark = parameter(connection)
+    statement = f"SELECT {_COLUMNS} FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}"
+    cursor = raw_cursor(connection)
+    last = _BEFORE_ALL
     while True:
-        statement = select(outbox).order_by(outbox.c.id).limit(limit)
-        if last is not None:
-            statement = statement.where(outbox.c.id > last)
-        page = list(map(Row._make, connection.execute(statement).fetchall()))
+        cursor.execute(statement, (last, limit))
+        page = list(map(Row._make, cursor.fetchall()))
         if page:
             yield page
             last = page[-1].id
         if len(page) < limit:
+            cursor.close()
             return
 
 
-def remove(connection: Connection, ids: Sequence[int]) -> int:
+def take(connection: Connection, statement: str, limit: int) -> list[Row] | None:
+    """Everything committed that stands in the outbox, in id order, removed in the caller's transaction as it is read (see
+    Dialect.take_sql); None, for the caller to roll back, where there may be more than `limit` rows."""
+    cursor = raw_cursor(connection)
+    cursor.execute(statement, (limit,))
+    rows = sorted(map(Row._make, cursor.fetchall()))
+    cursor.close()
+    return rows if len(rows) < limit else None
+
+
+def remove(connection: Connection, ids: Sequence[int]) -> None:
     """Delete exactly these rows (ascending ids) without ever touching a row between them that was not read (TRAPS 1)."""
-    removed = 0
     single: list[int] = []
+    mark, cursor = parameter(connection), raw_cursor(connection)
     for first, last in runs(ids):
         if first == last:
             single.append(first)
         else:
-            removed += connection.execute(sql_delete(outbox).where(outbox.c.id.between(first, last))).rowcount
+            cursor.execute(f"DELETE FROM stsync_outbox WHERE id BETWEEN {mark} AND {mark}", (first, last))
     for start in range(0, len(single), 500):
-        removed += connection.execute(sql_delete(outbox).where(outbox.c.id.in_(single[start : start + 500]))).rowcount
-    return removed
+        some = single[start : start + 500]
+        cursor.execute(f"DELETE FROM stsync_outbox WHERE id IN ({', '.join([mark] * len(some))})", some)
+    cursor.close()
 
 
 def runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -34,7 +34,8 @@ class Relay:
     """Owns the outbox's end and the sequence. One thread uses it; it has two connections, one reads and one writes.
 
     A drain is one consistent read of all committed outbox rows, in id order, as one change set. The rows that were read (and no
-    others: a lower id may commit later) are deleted in the transaction that writes the batches and moves the position.
+    others: a lower id may commit later) are deleted in the transaction that writes the batches and moves the position. Where few
+    stand there and the database allows it, reading and deleting them is one statement of that transaction.
     """
 
     def __init__(
@@ -73,35 +74,48 @@ class Relay:
             return self._drain(reader, writer)
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
+        take_sql = self._database.dialect.take_sql()
+        taken = outbox.take(writer, take_sql, self._settings.page_rows) if take_sql else None
+        if taken is None:
+            writer.rollback()
+            try:
+                return self._drain_pages(writer, outbox.pages(reader, self._settings.page_rows), taken=False)
+            finally:
+                reader.rollback()
+        if not taken:
+            writer.rollback()
+            return None
+        return self._drain_pages(writer, [taken], taken=True)
+
+    def _drain_pages(self, writer: Connection, pages: Iterable[list[outbox.Row]], *, taken: bool) -> Drained | None:
+        """One change set of these rows; `taken`: they are removed already."""
         composer = Composer(self._writer, self.position, self._settings.batch_bytes)
         ids: list[int] = []
         held: list[Batch] = []
-        out: list[Batch] = []
         unfit: list[tuple[outbox.Row, str]] = []
         written = 0
-        try:
-            for page in outbox.pages(reader, self._settings.page_rows):
-                ids += [row.id for row in page]
-                for row in page:
-                    held += self._compose(composer, row, unfit)
-                if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
-                    journal.append(writer, self.position.epoch, held)
-                    written, held = written + len(held), []
-        finally:
-            reader.rollback()
+        for page in pages:
+            ids += [row.id for row in page]
+            for row in page:
+                held += self._compose(composer, row, unfit)
+            if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
+                journal.append(writer, self.position.epoch, held)
+                written, held = written + len(held), []
         if not ids:
             return None
         held += composer.finish()
-        journal.append(writer, self.position.epoch, held)
-        out = held if not written else []
-        outbox.remove(writer, ids)
         outbox.reject(writer, unfit)
-        nodestate.advance(writer, self.position, composer.position)
+        with self._database.dialect.together(writer):
+            journal.append(writer, self.position.epoch, held)
+            if not taken:
+                outbox.remove(writer, ids)
+            moved = nodestate.advance(writer, self.position, composer.position)
+        moved()
         writer.commit()
         self.position = composer.position
         for row, reason in unfit:
             self._log.error("outbox_row_rejected", table=row.table_name, reason=reason)
-        return Drained(composer.changes, len(ids), composer.position, tuple(out))
+        return Drained(composer.changes, len(ids), composer.position, tuple(held if not written else ()))
 
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
         if not row.row_count:  # a place that was kept for a change that did not come

@@ -131,15 +131,16 @@ class PrimaryService:
         untidy = 0
         try:
             while not stop.is_set():
-                while (drained := self._relay.drain()) is not None:
+                begun = time.monotonic()
+                drained = self._relay.drain()
+                if drained is not None:
                     self._drained(drained)
                     untidy += drained.rows
                     if untidy > _TIDY_ROWS:
                         untidy = 0
                         with self._database.guard():
                             self._database.dialect.tidy(self._database.engine)
-                    if stop.is_set():
-                        return
+                    stop.wait(max(0.0, begun + relay.gather_ms / 1000 - time.monotonic()))
                 waker.wait(_IDLE_S)
         finally:
             self._relay.close()

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,8 +111,18 @@ class ReplayDialect(Protocol):
     def truncate(self, table: ListedTable) -> str:
         """The statement that removes every row inside the row filter."""
 
+    def mark_session(self, connection: Connection) -> None:
+        """Mark a session that does nothing but replay (TRAPS 5), where a session can be marked. Commits."""
+
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """Mark this transaction as replay (TRAPS 5); `deferred`: what `settle` cannot look at may be left to the commit."""
+
+    def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
+        """As `enter_replay` in a marked session, for a transaction that is rolled back as a whole if anything fails; `unordered`:
+        a row may come before the one that it refers to."""
+
+    def together(self, connection: Connection) -> AbstractContextManager[Any]:
+        """Statements inside may be sent without waiting for each; what they found, or that they failed, is known at its end."""
 
     def settle(self, connection: Connection) -> None:
         """Check now what the schema defers to the commit, while it can still be rolled back to a savepoint."""
@@ -148,6 +159,10 @@ class EngineDialect(Protocol):
 
     def tidy(self, engine: Engine) -> None:
         """Do what keeps the outbox quick to read after many rows went through it; called now and then."""
+
+    def take_sql(self) -> str | None:
+        """A statement that removes the outbox's first rows (their number is its parameter) and returns them, in any order, as one
+        consistent read of what is committed; None where that would wait for open transactions or keep others waiting."""
 
     def waker(self, engine: Engine, stop: "Stoppable", poll_s: tuple[float, float]) -> Waker:
         """What waits for outbox rows: woken by the database where it can, by cheap adaptive polling elsewhere."""
@@ -340,6 +355,18 @@ class JsonWriter:
 def run(connection: Connection, statement: str) -> None:
     """Run a statement that has no parameters, whatever percent signs it contains."""
     connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def parameter(connection: Connection) -> str:
+    """How the driver marks a parameter of a statement, for those few that are run so often that SQLAlchemy's share shows."""
+    return "?" if connection.dialect.paramstyle == "qmark" else "%s"
+
+
+def raw_cursor(connection: Connection) -> Any:
+    """The driver's own cursor in the connection's transaction, which begins if there is none."""
+    if not connection.in_transaction():
+        connection.begin()
+    return connection.connection.cursor()
 
 
 def by_name(tables: Iterable[Table]) -> dict[str, Table]:

@@ -4,6 +4,7 @@ import hashlib
 import re
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pymysql
@@ -245,6 +246,10 @@ class Mariadb:
     def tidy(self, engine: Engine) -> None:
         """See EngineDialect: InnoDB purges by itself."""
 
+    def take_sql(self) -> str | None:
+        """See EngineDialect: a DELETE would wait for every open transaction that wrote into the outbox."""
+        return None
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
         connection = engine.raw_connection()
@@ -332,8 +337,21 @@ class Mariadb:
         """See ReplayDialect."""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
-    def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
+    def mark_session(self, connection: Connection) -> None:
         """See ReplayDialect."""
+        self.enter_replay(connection, deferred=False)
+        connection.commit()
+
+    def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
+        """See ReplayDialect."""
+
+    def together(self, connection: Connection) -> AbstractContextManager[Any]:
+        """See ReplayDialect."""
+        del connection
+        return nullcontext()
+
+    def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
+        """See ReplayDialect: the session is marked, and stays so."""
         del deferred
         connection.exec_driver_sql("SET @stsync_replay = 1")
 
@@ -341,8 +359,7 @@ class Mariadb:
         """See ReplayDialect: InnoDB defers nothing."""
 
     def leave_replay(self, connection: Connection) -> None:
-        """See ReplayDialect."""
-        connection.exec_driver_sql("SET @stsync_replay = NULL")
+        """See ReplayDialect: a session that replays does nothing else."""
 
     def translate(self, exc: BaseException) -> StsyncError:
         """See ReplayDialect: by error number."""

@@ -4,7 +4,8 @@ import hashlib
 import re
 import select
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import psycopg
 import psycopg.errors
@@ -12,6 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
+from common.changes import Kind
 from common.dialects.base import (
     KEEPALIVE,
     JsonWriter,
@@ -88,6 +90,10 @@ SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgreli
 WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
+_TAKE_SQL = (
+    "DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s)"
+    " RETURNING id, table_name, kind, columns_json, rows_json, row_count, canonical"
+)
 
 
 def quote(name: str) -> str:
@@ -225,6 +231,10 @@ class Postgresql:
         finally:
             connection.invalidate()
 
+    def take_sql(self) -> str | None:
+        """See EngineDialect: a DELETE neither sees nor waits for what is not committed."""
+        return _TAKE_SQL
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
         del poll_s
@@ -345,6 +355,19 @@ END $stsync$"""
         """See ReplayDialect."""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
+    def mark_session(self, connection: Connection) -> None:
+        """See ReplayDialect."""
+        connection.exec_driver_sql("SELECT set_config('stsync.replay', 'on', false)")
+        connection.commit()
+
+    def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
+        """See ReplayDialect: what is deferrable is checked at each statement, as the schema has it; else the careful way follows."""
+
+    def together(self, connection: Connection) -> AbstractContextManager[Any]:
+        """See ReplayDialect: libpq's pipeline mode."""
+        driver: Any = connection.connection.driver_connection
+        return cast("AbstractContextManager[Any]", driver.pipeline())
+
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect; deferrable constraints are deferred to the end of the unit."""
         del deferred
@@ -395,14 +418,17 @@ def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Seque
 
 def _gathered(table: ListedTable, kind: str, rows: str, columns: Sequence[Column] | None = None) -> str:
     """One outbox row for up to ROWS_AN_OUTBOX_ROW changes and about BYTES_AN_OUTBOX_ROW; `rows` is a SELECT of the row's JSON
-    text as j."""
+    text as j. A statement that changed one row, as most do, is spared the grouping."""
+    changed = "stsync_old" if kind == Kind.DELETE else "stsync_new"
+    one = f"{_outbox(table, kind, 'q.j', '1', columns)} FROM ({rows}) q;"
     number = f"(row_number() OVER w - 1) / {ROWS_AN_OUTBOX_ROW} AS g"
     size = f"sum(length(q.j)) OVER w / {BYTES_AN_OUTBOX_ROW} AS b"
-    return (
+    many = (
         _outbox(table, kind, "string_agg(z.j, E',\\n')", "count(*)", columns)
         + f" FROM (SELECT q.j, {number}, {size} FROM ({rows}) q WINDOW w AS (ROWS UNBOUNDED PRECEDING)) z"
         " GROUP BY z.g, z.b ORDER BY z.g, z.b;"
     )
+    return f"IF EXISTS (SELECT FROM {changed} OFFSET 1) THEN {many} ELSE {one} END IF;"
 
 
 def _inside(table: ListedTable, alias: str) -> str:

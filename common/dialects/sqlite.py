@@ -4,6 +4,7 @@ import fcntl
 import re
 import sqlite3
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from common.dialects.base import (
     by_name,
     columns_for,
     json_text,
+    raw_cursor,
     written,
 )
 from common.dialects.polling import PollWaker
@@ -38,6 +40,8 @@ SELECT lower(o.tbl_name), o.name, o.sql,
 FROM sqlite_master o WHERE o.type = 'trigger' AND o.name NOT LIKE 'stsync\_%' ESCAPE '\' ORDER BY o.name
 """
 _VIOLATIONS = "stsync_violations"
+_MARK_SQL = "INSERT INTO stsync_replaying (id) VALUES (1)"
+_DEFER_SQL = "PRAGMA defer_foreign_keys = ON"
 _TAGGED = {  # how values that JSON has no form for are written (TRAPS 30)
     "r": re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|Inf)"),
     "x": re.compile(r"(?:[0-9A-Fa-f]{2})*"),
@@ -218,6 +222,10 @@ class Sqlite:
         with engine.begin() as connection:
             connection.exec_driver_sql("DELETE FROM stsync_replacing")
 
+    def take_sql(self) -> str | None:
+        """See EngineDialect: a DELETE needs the write lock, and programs may hold that for long with nothing for us."""
+        return None
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect: `PRAGMA data_version` says whether any other connection committed."""
         connection = engine.raw_connection()
@@ -288,12 +296,29 @@ class Sqlite:
         """See ReplayDialect."""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
+    def mark_session(self, connection: Connection) -> None:
+        """See ReplayDialect: here each transaction is."""
+
+    def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
+        """See ReplayDialect. The PRAGMA has every statement prepared anew, which costs more than the statements."""
+        cursor = raw_cursor(connection)
+        cursor.execute(_MARK_SQL)
+        if unordered:
+            cursor.execute(_DEFER_SQL)
+        cursor.close()
+        connection.info.pop(_VIOLATIONS, None)
+
+    def together(self, connection: Connection) -> AbstractContextManager[Any]:
+        """See ReplayDialect."""
+        del connection
+        return nullcontext()
+
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect: a row that only this transaction can see, for it has the write lock."""
-        connection.exec_driver_sql("INSERT INTO stsync_replaying (id) VALUES (1)")
+        connection.exec_driver_sql(_MARK_SQL)
         connection.info.pop(_VIOLATIONS, None)
         if deferred:  # a cascading key update is captured child first: its triggers fire before the parent's own
-            connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+            connection.exec_driver_sql(_DEFER_SQL)
         elif connection.exec_driver_sql(_DEFERRED_SQL).first() is not None:
             connection.info[_VIOLATIONS] = _violations(connection)
 
@@ -306,7 +331,9 @@ class Sqlite:
 
     def leave_replay(self, connection: Connection) -> None:
         """See ReplayDialect."""
-        connection.exec_driver_sql("DELETE FROM stsync_replaying")
+        cursor = raw_cursor(connection)
+        cursor.execute("DELETE FROM stsync_replaying")
+        cursor.close()
 
     def translate(self, exc: BaseException) -> StsyncError:
         """See ReplayDialect: by result code."""
