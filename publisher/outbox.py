@@ -16,12 +16,11 @@ from sqlalchemy.engine import Connection
 from common.bookkeeping import rejected
 from common.changes import Kind
 from common.dialects import dialect_for
-from common.dialects.base import columns_json, parameter, raw_cursor
+from common.dialects.base import Dialect, columns_json, parameter, raw_cursor
 from common.errors import NotApplicable
 from common.nodestate import now_ms
 from common.schema import Column, Table
 
-_COLUMNS = "id, table_name, kind, columns_json, rows_json, row_count, canonical"
 _BEFORE_ALL = -(2**63)
 
 
@@ -94,18 +93,15 @@ def _given(table: Table, row: Mapping[str, Any], what: str) -> list[tuple[Column
     return [(column, row[name]) for name in names if (column := table.column(name)) is not None]
 
 
-def pages(connection: Connection, limit: int) -> Iterator[list[Row]]:
+def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[list[Row]]:
     """Everything committed that stands in the outbox, in id order, `limit` rows at a time (TRAPS 1).
 
     The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
     """
-    mark = parameter(connection)
-    statement = f"SELECT {_COLUMNS} FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}"
     cursor = raw_cursor(connection)
     last = _BEFORE_ALL
     while True:
-        cursor.execute(statement, (last, limit))
-        page = list(map(Row._make, cursor.fetchall()))
+        page = list(map(Row._make, dialect.read_outbox(cursor, last, limit)))
         if page:
             yield page
             last = page[-1].id

@@ -1,14 +1,16 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import orjson
 import structlog
 from sqlalchemy.engine import Connection
 
 from common import nodestate
-from common.changes import Kind, Position
+from common.changes import SEPARATOR, Kind, Position
 from common.database import Database
 from common.errors import NotApplicable
 from common.schema import ListedTable
@@ -18,6 +20,8 @@ from publisher import contract, journal, outbox
 from publisher.composer import Batch, Composer, Head
 
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
+_JOIN = 100
+_ALIKE = attrgetter("table_name", "kind", "columns_json", "canonical")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class Relay:
         if taken is None:
             writer.rollback()
             try:
-                return self._drain_pages(writer, outbox.pages(reader, self._settings.page_rows), taken=False)
+                return self._drain_pages(
+                    writer, outbox.pages(reader, self._database.dialect, self._settings.page_rows), taken=False
+                )
             finally:
                 reader.rollback()
         if not taken:
@@ -96,7 +102,7 @@ class Relay:
         written = 0
         for page in pages:
             ids += [row.id for row in page]
-            for row in page:
+            for row in _joined(page):
                 held += self._compose(composer, row, unfit)
             if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
                 journal.append(writer, self.position.epoch, held)
@@ -118,12 +124,9 @@ class Relay:
         return Drained(composer.changes, len(ids), composer.position, tuple(held if not written else ()))
 
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
-        if not row.row_count:  # a place that was kept for a change that did not come
-            return []
         try:
             if row.canonical:
-                if not row.rows_json.isascii():
-                    _check_text(row.rows_json)
+                _check_text(row.rows_json)
                 kind, columns = self._head(row.kind, row.columns_json)
                 head = Head(row.table_name, kind, columns, self._key(row.table_name))
                 return composer.add(head, row.row_count, row.rows_json)
@@ -153,11 +156,33 @@ class Relay:
         return self._connections
 
 
-def _check_text(rows: str) -> None:
+def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
+    """The rows of a page, neighbours of triggers that differ in nothing but what they say of their rows as one: where triggers
+    run row by row, a bulk change is many thousands of them. Places that were kept for changes that did not come are left out."""
+    for (_, _, _, canonical), group in groupby(page, key=_ALIKE):
+        rows = [row for row in group if row.row_count]
+        if not canonical or len(rows) == 1:
+            yield from rows
+            continue
+        for start in range(0, len(rows), _JOIN):
+            some = rows[start : start + _JOIN]
+            text = SEPARATOR.join([row.rows_json for row in some])
+            if _encodes(text):
+                yield some[0]._replace(rows_json=text, row_count=sum(row.row_count for row in some))
+            else:
+                yield from some  # one of them alone is to be rejected
+
+
+def _encodes(text: str) -> bool:
     try:
-        rows.encode()
-    except UnicodeEncodeError as exc:
-        raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table") from exc
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_text(rows: str) -> None:
+    if not _encodes(rows):
+        raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table")
 
 
 def _printable(text: str) -> str:

@@ -164,6 +164,10 @@ class EngineDialect(Protocol):
         """A statement that removes the outbox's first rows (their number is its parameter) and returns them, in any order, as one
         consistent read of what is committed; None where that would wait for open transactions or keep others waiting."""
 
+    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """The first rows of the outbox above an id, in id order, as (id, table_name, kind, columns_json, rows_json, row_count,
+        canonical)."""
+
     def waker(self, engine: Engine, stop: "Stoppable", poll_s: tuple[float, float]) -> Waker:
         """What waits for outbox rows: woken by the database where it can, by cheap adaptive polling elsewhere."""
 
@@ -360,6 +364,17 @@ def run(connection: Connection, statement: str) -> None:
 def parameter(connection: Connection) -> str:
     """How the driver marks a parameter of a statement, for those few that are run so often that SQLAlchemy's share shows."""
     return "?" if connection.dialect.paramstyle == "qmark" else "%s"
+
+
+OUTBOX_COLUMNS = "id, table_name, kind, columns_json, rows_json, row_count, canonical"
+
+
+def read_plainly(cursor: Any, mark: str, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    """`read_outbox` where the driver is quick."""
+    statement = f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}"
+    cursor.execute(statement, (after, limit))
+    found: list[tuple[Any, ...]] = cursor.fetchall()
+    return found
 
 
 def raw_cursor(connection: Connection) -> Any:

@@ -5,8 +5,10 @@ import re
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import NoneType
 from typing import Any
 
+import orjson
 import pymysql
 from pymysql.converters import escape_string
 from sqlalchemy import event, text
@@ -18,6 +20,7 @@ from common.dialects.base import (
     KEEPALIVE,
     Cursor,
     JsonWriter,
+    Quote,
     Stoppable,
     TableWriter,
     Trigger,
@@ -25,6 +28,7 @@ from common.dialects.base import (
     by_name,
     columns_json,
     json_text,
+    read_plainly,
 )
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
@@ -61,6 +65,10 @@ _OTHERS_SQL = """
 SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_STATEMENT LIKE '%%@stsync_replay%%'
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'stsync\\\\_%%' ORDER BY TRIGGER_NAME
 """
+_READ_SQL = (
+    "SELECT CONCAT_WS(' ', id, row_count, canonical, CHAR_LENGTH(table_name), CHAR_LENGTH(kind),"
+    " CONCAT(table_name, kind, columns_json)), rows_json FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s"
+)
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
 _TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
@@ -77,6 +85,7 @@ _VALUE = re.compile(r"(entry|value:?) '.*'(?= for (?:key|column)|$)", re.DOTALL)
 _WITHOUT = r"\1"
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
+_VALUE_HERE = "\0"
 
 
 def quote(name: str) -> str:
@@ -98,7 +107,7 @@ def _text_of(column: Column, reference: str) -> str:
     if base in _BINARY:
         return f"HEX({reference})"
     if base == "timestamp":
-        return f"CAST(UNIX_TIMESTAMP({reference}) AS CHAR)"
+        return f"CAST(IF({reference} = 0, 0, UNIX_TIMESTAMP({reference})) AS CHAR)"  # of zero it is NULL in a trigger
     if base == "bit":
         return f"CAST({reference} + 0 AS CHAR)"
     if base == "float":
@@ -129,20 +138,53 @@ class MariadbWriter(JsonWriter):
     """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index, and so the
     columns that the row filter names, so that it means the same as over the table."""
 
+    def __init__(self, table: ListedTable, names: Sequence[str], quote: Quote) -> None:
+        super().__init__(table, names, quote)
+        written_names = ", ".join(quote(column.name) for _, column in self.places)
+        self._into = f"INSERT INTO {quote(table.name)} ({written_names}) VALUES "
+        self._places = [(place, _from_text(column, _VALUE_HERE)) for place, column in self.places]
+
     def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
-        """See JsonWriter. The server cuts the connection for a statement above max_allowed_packet, so that is looked at before.
+        """See JsonWriter."""
+        if len(rows) > _SMALL:
+            self._fit(cursor, len(escape_string(rows).encode()) + len(statement.encode()), rows)
+        return super().execute(cursor, statement, rows)
+
+    def insert(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter. VALUES cost the server, and PyMySQL, much less than JSON_TABLE; rows that are not as our triggers write
+        them, and those that the row filter has to judge, go the other way."""
+        values = None if self.where else self._values(rows)
+        if values is None:
+            return super().insert(cursor, rows)
+        statement = self._into + values
+        if len(statement) > _SMALL:
+            self._fit(cursor, len(statement.encode()), rows)
+        cursor.execute(statement)
+        return cursor.rowcount
+
+    def _values(self, rows: str) -> str | None:
+        try:
+            parsed = orjson.loads(f"[{rows}]")
+        except ValueError:
+            return None
+        width = len(self.columns)
+        if not all(type(row) is list and len(row) == width and {str, NoneType}.issuperset(map(type, row)) for row in parsed):
+            return None
+        return ",".join([f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed])
+
+    def _fit(self, cursor: Cursor, size: int, rows: str) -> None:
+        """The server cuts the connection for a statement above max_allowed_packet, so that is looked at before.
 
         Raises NotApplicable for several rows (fewer may go), Unavailable for one: nothing is lost, and it goes on when the server's
         operator has raised the variable.
         """
-        if len(rows) > _SMALL:
-            cursor.execute("SELECT @@max_allowed_packet")
-            packet = int(cursor.fetchall()[0][0])
-            size = len(escape_string(rows).encode()) + len(statement.encode()) + _SLACK
-            if size > packet:
-                reason = f"a change of table {self.table.name} needs a statement of {size} bytes, and max_allowed_packet is {packet}"
-                raise NotApplicable(reason) if SEPARATOR in rows else Unavailable(f"the database: {reason}; raise it there")
-        return super().execute(cursor, statement, rows)
+        cursor.execute("SELECT @@max_allowed_packet")
+        packet = int(cursor.fetchall()[0][0])
+        if size + _SLACK > packet:
+            reason = (
+                f"a change of table {self.table.name} needs a statement of {size} bytes, and max_allowed_packet is {packet}"
+            )
+            raise NotApplicable(reason) if SEPARATOR in rows else Unavailable(f"the database: {reason}; raise it there")
 
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
         """See JsonWriter."""
@@ -183,10 +225,16 @@ def _json_type(column: Column, *, typed: bool) -> str:
     return "LONGTEXT CHARACTER SET utf8mb4"
 
 
+def _spliced(how: str, value: str | None) -> str:
+    literal = "NULL" if value is None else f"'{escape_string(value)}'"
+    return literal if how == _VALUE_HERE else how.replace(_VALUE_HERE, literal)
+
+
 def _from_text(column: Column, value: str) -> str:
     base = _base(column)
     if base in _BINARY:
-        return f"UNHEX({value})"
+        # Without the conversion, in an UPDATE that joins JSON_TABLE, it is NULL or "too long" for some values (MariaDB 10.11).
+        return f"UNHEX(CONVERT({value} USING ascii))"
     if base == "timestamp":
         seconds = f"CAST({value} AS DECIMAL(20,6))"
         return f"IF({seconds} = 0, '0000-00-00 00:00:00', FROM_UNIXTIME({seconds}))"
@@ -221,6 +269,7 @@ class Mariadb:
                 "connect_timeout": max(1, round(connect_timeout_s)),
                 "read_timeout": connect_timeout_s,  # for the handshake too, which PyMySQL's connect_timeout does not cover
                 "charset": "utf8mb4",
+                "init_command": _SESSION,  # before SQLAlchemy looks at the session, at its sql_mode for one
             },
             isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
         )
@@ -228,8 +277,6 @@ class Mariadb:
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:
             _keep_alive(connection)
-            with connection.cursor() as cursor:
-                cursor.execute(_SESSION)
 
         @event.listens_for(engine, "checkout")
         def patient(connection: Any, _record: Any, _proxy: Any) -> None:
@@ -249,6 +296,28 @@ class Mariadb:
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE would wait for every open transaction that wrote into the outbox."""
         return None
+
+    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """See EngineDialect. PyMySQL takes its time for each column, and here a change is a row: but two columns, and what repeats
+        from row to row is taken apart once."""
+        cursor.execute(_READ_SQL, (after, limit))
+        rows = cursor.fetchall()
+        try:
+            return self._apart(rows)
+        except ValueError:  # together too long for max_allowed_packet, and so NULL
+            return read_plainly(cursor, "%s", after, limit)
+
+    def _apart(self, rows: Iterable[tuple[str, str]]) -> list[tuple[Any, ...]]:
+        heads: dict[str, tuple[Any, ...]] = {}
+        found = []
+        for described, rows_json in rows:
+            number, _, head = described.partition(" ")
+            known = heads.get(head)
+            if known is None:
+                known = heads[head] = _taken_apart(head)
+            table, kind, columns, count, canonical = known
+            found.append((int(number), table, kind, columns, rows_json, count, canonical))
+        return found
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
@@ -368,6 +437,14 @@ class Mariadb:
         if number in _AWAY or 2000 <= number < 3000 or isinstance(exc, pymysql.err.InterfaceError):
             return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
         return NotApplicable(f"{_VALUE.sub(_WITHOUT, message)} ({number})")
+
+
+def _taken_apart(head: str) -> tuple[str, str, str, int, int]:
+    """What _READ_SQL put together."""
+    count, canonical, of_table, of_kind, texts = head.split(" ", 4)
+    kind = int(of_table)
+    columns = kind + int(of_kind)
+    return texts[:kind], texts[kind:columns], texts[columns:], int(count), int(canonical)
 
 
 def _keep_alive(connection: Any) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from common.changes import Kind
 from common.dialects.base import (
     KEEPALIVE,
+    OUTBOX_COLUMNS,
     JsonWriter,
     Stoppable,
     TableWriter,
@@ -24,6 +25,7 @@ from common.dialects.base import (
     by_name,
     columns_json,
     json_text,
+    read_plainly,
 )
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
@@ -91,8 +93,7 @@ WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
 _TAKE_SQL = (
-    "DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s)"
-    " RETURNING id, table_name, kind, columns_json, rows_json, row_count, canonical"
+    f"DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s) RETURNING {OUTBOX_COLUMNS}"
 )
 
 
@@ -234,6 +235,10 @@ class Postgresql:
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE neither sees nor waits for what is not committed."""
         return _TAKE_SQL
+
+    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """See EngineDialect."""
+        return read_plainly(cursor, "%s", after, limit)
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""

@@ -25,6 +25,7 @@ from common.dialects.base import (
     columns_for,
     json_text,
     raw_cursor,
+    read_plainly,
     written,
 )
 from common.dialects.polling import PollWaker
@@ -225,6 +226,10 @@ class Sqlite:
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE needs the write lock, and programs may hold that for long with nothing for us."""
         return None
+
+    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """See EngineDialect."""
+        return read_plainly(cursor, "?", after, limit)
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect: `PRAGMA data_version` says whether any other connection committed."""
