@@ -15,6 +15,7 @@ from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
 from common.errors import MessageRefused, NeedsFullSync, NotApplicable
+from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.nodestate import State
 from common.settings import Settings
@@ -69,6 +70,8 @@ class Applier:
         self._catching_up_until = 0
         self._published = 0
         self._again: list[int] = []
+        self._freshness = Freshness(settings.trust.clock_tolerance_s)
+        self._offset_ms = 0.0
 
     def load(self, connection: Connection) -> None:
         """Begin from what the database says."""
@@ -82,6 +85,9 @@ class Applier:
         self._last_full_sync_ms = state.last_full_sync_ms
         self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
+        known = nodestate.offsets(connection)
+        self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
+        self._offset_ms = known.get(self._primary, 0.0)
         connection.rollback()
 
     def standing(self) -> Standing:
@@ -139,6 +145,7 @@ class Applier:
             self._heartbeat(connection, message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
             answer = parse_body(self._reader.open(message), PastRetention)
+            self._freshness.judge(message.header)
             if answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
                 self._give_up(connection, self._past_retention(answer.journal_first))
         else:
@@ -167,6 +174,7 @@ class Applier:
                 "replayed",
                 f"a heartbeat of {message.header.sender!r} that was received before, or an older one",
             )
+        self._freshness.judge(message.header)
         self._beat = beat.number
         self._heard = time.monotonic()
         self._published = max(self._published, beat.published)
@@ -258,7 +266,7 @@ class Applier:
             quarantine.add(connection, replayer, failed)
             newest = self._assembly.ready[len(units) - 1][-1]
             after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
-            lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
+            lag_ms = self._freshness.late_ms(self._primary, newest.header.issued_ms)
             nodestate.advance(
                 connection,
                 self._position,
@@ -314,7 +322,11 @@ class Applier:
             state=State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP,
             reason=self._needs or self._stuck,
         )
+        before = self._offset_ms
+        self._offset_ms = nodestate.save_offset(connection, self._primary, before, self._freshness.offset_ms(self._primary))
         connection.commit()
+        if self._offset_ms and not before:
+            self._log.warning("clock_differs", reason=sentence(self._primary, self._offset_ms))
         self._saved_beat = self._beat
 
     def _ask_if_missing(self, now: float) -> None:

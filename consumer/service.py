@@ -105,9 +105,9 @@ class SecondaryService:
         try:
             with self._runtime.database.connect() as connection:
                 self._applier.load(connection)
-                numbers = nodestate.reserve_numbers(connection)
+                (first,) = nodestate.reserve_numbers(connection)
                 connection.commit()
-                self._reporter.start(numbers)
+                self._reporter.start(first)
                 while not self._runtime.stop.is_set():
                     self._work(connection)
         except Unavailable:
