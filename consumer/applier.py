@@ -60,6 +60,7 @@ class Applier:
         self._saved_beat = 0
         self._progress = time.monotonic()
         self._asked = (0, 0, 0.0)
+        self._unanswered: float | None = None
         self._quarantined = 0
         self._retried = 0.0
         self._lag_ms: float | None = None
@@ -102,6 +103,7 @@ class Applier:
             heard_s=None if self._heard is None else time.monotonic() - self._heard,
             needs_full_sync=self._needs,
             stuck=self._stuck,
+            unanswered_s=None if self._unanswered is None else time.monotonic() - self._unanswered,
         )
 
     def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
@@ -158,7 +160,7 @@ class Applier:
         self._reader.open(message)
         verdict = self._assembly.offer(message)
         if verdict is Verdict.APPLY:
-            self._progress = time.monotonic()
+            self._progress, self._unanswered = time.monotonic(), None
         self._see_head(message.header.epoch, message.header.sequence)
         asked = message.header.sequence <= self._catching_up_until
         if verdict is not Verdict.DROP or redelivered or asked:
@@ -332,6 +334,7 @@ class Applier:
     def _ask_if_missing(self, now: float) -> None:
         first = self._assembly.position.sequence + 1
         if self._head[1] < first and not self._assembly.waiting:
+            self._unanswered = None
             return
         asked_first, asked_last, asked_at = self._asked
         if asked_first <= first <= asked_last:
@@ -340,8 +343,10 @@ class Applier:
             patience, since = (0.0 if self._assembly.waiting else _GRACE_S), self._progress
         if now - since >= patience and self._ask(first, CATCH_UP_BATCHES):
             self._asked = (first, first + CATCH_UP_BATCHES - 1, now)
+            self._unanswered = now if self._unanswered is None else self._unanswered
             self._catching_up_until = max(self._catching_up_until, self._head[1])
-            self._log.info("catch_up_asked", first=first, head=self._head[1])
+            log = self._log.debug if first == asked_first else self._log.info  # once more is no news
+            log("catch_up_asked", first=first, head=self._head[1])
 
     def _retry(self, connection: Connection, now: float) -> None:
         if now - self._retried < 0.5:

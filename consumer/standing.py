@@ -8,7 +8,8 @@ from common.nodestate import State, behind_by, could_not_be_applied
 
 @dataclass(frozen=True)
 class Standing:
-    """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start."""
+    """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start.
+    `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for."""
 
     position: Position
     head: tuple[int, int]
@@ -19,6 +20,7 @@ class Standing:
     heard_s: float | None
     needs_full_sync: str | None = None
     stuck: str | None = None
+    unanswered_s: float | None = None
 
     @property
     def behind(self) -> int:

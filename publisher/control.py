@@ -87,6 +87,7 @@ class Control:
         self._offsets: dict[str, float] = {}
         self._asked_number: dict[str, int] = {}
         self._stands: dict[str, _Stands] = {}
+        self._asked_first: dict[str, int] = {}
         self._heard = time.monotonic()
 
     def silent_s(self) -> float:
@@ -191,7 +192,10 @@ class Control:
         last = min(head.sequence, request.first + max(1, request.limit) - 1)
         if request.first <= last:
             self._serving[sender] = _Serving(request.first, last)
-            self._log.info("catch_up_asked", by=sender, first=request.first, last=last)
+            again = self._asked_first.get(sender) == request.first
+            self._asked_first[sender] = request.first
+            log = self._log.debug if again else self._log.info  # once more is no news
+            log("catch_up_asked", by=sender, first=request.first, last=last)
 
     def _serve_one(self, connection: Connection, node: str, serving: _Serving) -> None:
         room = min(self._link.room() // 2, _SLICE, serving.last - serving.next + 1)
