@@ -23,7 +23,7 @@ from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified,
 from consumer import quarantine
 from consumer.gate import Assembly, Verdict
 from consumer.replay import FAST_BYTES, Replayer, Unit
-from consumer.standing import Standing
+from consumer.standing import Standing, hindered
 
 CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
@@ -66,6 +66,8 @@ class Applier:
         self._lag_ms: float | None = None
         self._needs: str | None = None
         self._stuck: str | None = None
+        self._saved_stuck: str | None = None
+        self._began = time.monotonic()
         self._refused: dict[str, int] = {}
         self._last_full_sync_ms: int | None = None
         self._catching_up_until = 0
@@ -82,6 +84,7 @@ class Applier:
         self._head = max(self._head, state.head)
         self._beat = max(self._beat, state.heard_number)
         self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
+        self._saved_stuck = state.reason if state.state is State.REFUSED else None
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
         self._quarantined = nodestate.quarantined(connection)
@@ -186,6 +189,8 @@ class Applier:
                 self._refuse(connection, MessageRefused("replayed", _once_more(sequence, message.header.sender)))
         self._head = max(self._head, (message.header.epoch, beat.sequence))
         position = self._position
+        if self._head[1] <= position.sequence:
+            self._stuck = None
         before, self._at_last_beat = self._at_last_beat, position.sequence
         restored = beat.sequence < before  # what this node had at the last heartbeat, the primary must have by this one
         if restored or (position.sequence and beat.sequence == position.sequence and beat.hash != position.hash):
@@ -312,6 +317,9 @@ class Applier:
             self._retry(connection, now)
         if self._heard is not None and self._beat != self._saved_beat:
             self._save_heard(connection, now - self._heard)
+        if self._stuck != self._saved_stuck:
+            self._save_state(connection)
+            connection.commit()
 
     def _save_heard(self, connection: Connection, age_s: float) -> None:
         """Each heartbeat's number is kept, so that an older one is known as such after a restart too (TRAPS 34)."""
@@ -321,15 +329,19 @@ class Applier:
             heard_number=self._beat,
             head_epoch=self._head[0],
             head_sequence=self._head[1],
-            state=State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP,
-            reason=self._needs or self._stuck,
         )
+        self._save_state(connection)
         before = self._offset_ms
         self._offset_ms = nodestate.save_offset(connection, self._primary, before, self._freshness.offset_ms(self._primary))
         connection.commit()
         if self._offset_ms and not before:
             self._log.warning("clock_differs", reason=sentence(self._primary, self._offset_ms))
         self._saved_beat = self._beat
+
+    def _save_state(self, connection: Connection) -> None:
+        state = State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP
+        nodestate.save(connection, state=state, reason=self._needs or self._stuck)
+        self._saved_stuck = self._stuck
 
     def _ask_if_missing(self, now: float) -> None:
         first = self._assembly.position.sequence + 1
@@ -383,8 +395,9 @@ class Applier:
         connection.rollback()
         if first:
             self._log.warning("message_refused", kind=exc.kind, source="events", reason=str(exc))
-        if exc.kind in {"certificate", "seal", "version", "malformed", "epoch"} and self._head[1] > self._position.sequence:
-            self._stuck = f"a message needed to go on was refused: {exc}"
+        since = self._began if self._heard is None else self._heard
+        silent = time.monotonic() - since > self._settings.intervals.offline_after_s
+        self._stuck = hindered(exc, self._position.sequence + 1, self._head[1], silent=silent) or self._stuck
 
     def _give_up(self, connection: Connection, reason: str) -> None:
         if self._needs is not None:
