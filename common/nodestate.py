@@ -14,7 +14,7 @@ from common.changes import Position
 from common.errors import Fault, Misconfigured
 from common.settings import Settings
 
-_RESERVE = 1_000_000_000
+_RESERVE = 10_000_000  # ten seconds of the clock: a restored backup soon gives numbers that were never used
 _CLOCK_STEP_MS = 2000
 
 

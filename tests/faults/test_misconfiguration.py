@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from pydantic import SecretStr
 
 from common.database import Database
+from common.dialects import dialect_for
 from common.errors import Misconfigured
 from common.settings import DatabaseSettings
 from common.trust.pki import init_cluster, issue_node
@@ -206,8 +207,10 @@ def test_an_sqlite_file_that_may_not_be_written(servers_root: Path, place: str) 
     directory.chmod(0o777)
     (directory / "st.db").touch(0o666)
     (directory / place).chmod(0o555)
+    url = f"sqlite:///{directory}/st.db"
+    dialect_for(url)  # loads it: nobody may not read the interpreter's files perhaps
     with nobody(), pytest.raises(Misconfigured, match=r"st\.db.*cannot be written.*rights"):
-        Database(DatabaseSettings(url=SecretStr(f"sqlite:///{directory}/st.db")))
+        Database(DatabaseSettings(url=SecretStr(url)))
 
 
 @contextmanager
