@@ -402,7 +402,7 @@ class Applier:
     def _give_up(self, connection: Connection, reason: str) -> None:
         if self._needs is not None:
             return
-        self._needs = reason
+        self._needs, self._unanswered = reason, None
         nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason)
         connection.commit()
         self._log.error("needs_full_sync", reason=reason)

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,6 +231,22 @@ def test_an_sqlite_file_that_turned_read_only(node: Node) -> None:
     change(node, node.url, f"sqlite:///file:{node.url.removeprefix('sqlite:///')}?mode=ro&uri=true")
     node.home.joinpath("conf/sync_tables.conf").write_text("unit\n")
     expect(node.command("install"), 5, "readonly", "rights")
+
+
+def test_looking_at_the_settings_drops_no_lock(node: Node) -> None:
+    """Whoever else has the database open goes on seeing what is written: SQLite's locks are a process's, and any close drops them."""
+    with node.engine.connect() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM unit").all()
+        Database(node.settings.database)
+        connection.rollback()
+        assert node.command("status").returncode == 1  # the last one to close it, as far as locks tell, removes the log
+        connection.exec_driver_sql("INSERT INTO unit VALUES (1, 'one', NULL)")
+        connection.commit()
+        code = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM unit').fetchone()[0])"
+        seen = subprocess.run(
+            [sys.executable, "-c", code, node.url.removeprefix("sqlite:///")], capture_output=True, text=True, check=True
+        )
+        assert seen.stdout.strip() == "1"
 
 
 @pytest.mark.parametrize(

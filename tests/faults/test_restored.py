@@ -6,7 +6,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
+from deploy.servers import PrivatePostgreSQL
 from tests.faults.conftest import wait_running, wait_told
 from tests.faults.test_broker_loss import drained, saves
 from tests.harness import Cluster, Node, wait_for
@@ -90,6 +92,35 @@ def batches_before_the_start(primary: Node, count: int) -> None:
         primary.start()
         batches(primary, 200, count)
         assert primary.stop() == 0
+
+
+def test_a_restored_primary_on_postgresql_is_found_out(new_cluster: MakeCluster, postgresql: PrivatePostgreSQL) -> None:
+    """TRAPS 34: its database made anew from a template; it then writes as many batches as were lost."""
+    cluster = new_cluster("postgresql", nodes=("st1", "st2"), settings=QUICK)
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    name = primary.url.rpartition("/")[2]
+    cluster.start()
+    wait_running(primary, node)
+    batches(primary, 0, 2)
+    cluster.wait_equal()
+    assert primary.stop() == 0
+    primary.engine.dispose()
+    live, backup, owner = (sql.Identifier(one) for one in (name, f"{name}_backup", postgresql.user))
+    postgresql._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(backup, live, owner))
+    primary.start()
+    batches(primary, 100, LOST)
+    cluster.wait_equal()
+    position = node.sequence()
+    assert primary.stop() == 0
+    primary.engine.dispose()
+    postgresql.drop_database(primary.url)
+    postgresql._execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(backup, live))
+    primary.start()
+    batches(primary, 200, LOST)
+    wait_told(lambda: node.status()["state"] == "needs_full_sync", lambda: told(cluster), 30)
+    assert "restored from a backup" in node.status()["reason"]
+    assert node.sequence() == position
+    assert not node.rows("SELECT 1 FROM unit WHERE id >= 200")
 
 
 def test_a_restored_secondary_catches_up(cluster: Cluster, tmp_path: Path) -> None:
