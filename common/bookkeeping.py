@@ -120,6 +120,14 @@ reports = Table(
     Column("heard_ms", BigInteger, nullable=False),
     **_OPTIONS,
 )
+# By how much this node's clock is ahead of others', where they do not agree (common.freshness).
+clocks = Table(
+    "stsync_clocks",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("offset_ms", BigInteger, nullable=False),
+    **_OPTIONS,
+)
 # Changes that could not be applied here (TRAPS 29).
 quarantine = Table(
     "stsync_quarantine",

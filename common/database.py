@@ -68,6 +68,8 @@ class Database:
         message = str(exc.args[-1] if exc.args else exc).strip().replace("\n", " ")
         if connecting and any(word in message.lower() for word in _WRONG_CREDENTIALS):
             return Misconfigured(f"database {self.address}: {message}; check user, password and name in database.url")
+        if connecting and "file is not a database" in message:
+            return Misconfigured(f"database {self.address}: {message}; check database.url")
         if connecting:
             return Unavailable(f"database {self.address}: cannot be reached: {message}")
         return self.dialect.translate(exc)

@@ -7,16 +7,17 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, inspect, select, update
+from sqlalchemy import delete, func, inspect, select, update
 from sqlalchemy.engine import Connection
 
-from common.bookkeeping import node, quarantine, refusals
+from common.bookkeeping import clocks, node, quarantine, refusals
 from common.changes import Position
 from common.dialects.base import parameter, raw_cursor
 from common.errors import Fault, Misconfigured
 from common.settings import Settings
 
-_RESERVE = 10_000_000
+_RESERVE = 10_000_000  # ten seconds of the clock: a restored backup soon gives numbers that were never used
+_CLOCK_STEP_MS = 2000
 Check = Callable[[], None]
 
 
@@ -149,17 +150,32 @@ def save(connection: Connection, **values: Any) -> None:
     connection.execute(update(node).where(node.c.id == 1).values(**values))
 
 
-def next_number(connection: Connection) -> int:
-    """The first number for messages that was never used before, whatever the clock or an old backup says."""
+def reserve_numbers(connection: Connection, sorts: int = 1) -> tuple[int, ...]:
+    """Where the numbers of so many sorts of messages begin: never used before, whatever the clock says, and once this is committed
+    never given again to a later process."""
     last = connection.execute(select(node.c.numbered)).scalar_one()
-    return int(max(last, time.time_ns() // 1000)) + 1
+    first = int(max(last, time.time_ns() // 1000)) + 1
+    save(connection, numbered=first + sorts * _RESERVE)
+    return tuple(first + sort * _RESERVE for sort in range(sorts))
 
 
-def reserve_numbers(connection: Connection) -> int:
-    """The same, and a range behind it is not given again by a later process."""
-    first = next_number(connection)
-    save(connection, numbered=first + _RESERVE)
-    return first
+def offsets(connection: Connection) -> dict[str, float]:
+    """How far the clocks of other nodes are off this one's, in milliseconds: only those that do not agree."""
+    return {name: float(offset) for name, offset in connection.execute(select(clocks.c.name, clocks.c.offset_ms))}
+
+
+def save_offset(connection: Connection, name: str, before_ms: float, now_ms: float) -> float:
+    """Write down how far another node's clock is off where that has changed; what is written down now, 0 for clocks that agree.
+
+    `before_ms` is what this said before.
+    """
+    found = round(now_ms)
+    if found == before_ms or (found and before_ms and abs(found - before_ms) < _CLOCK_STEP_MS):
+        return before_ms
+    connection.execute(delete(clocks).where(clocks.c.name == name))
+    if found:
+        connection.execute(clocks.insert().values(name=name, offset_ms=found))
+    return found
 
 
 def count_refusal(connection: Connection, kind: str, source: str, text: str) -> bool:

@@ -45,14 +45,7 @@ def build(settings: Settings, database: Database, state: NodeState, stop: Stop, 
         authorities.verify(identity.chain)
     except MessageRefused as exc:
         raise Misconfigured(f"{trust.certificate}: {exc}; name its issuer in trust.authorities or issue it anew") from exc
-    reader = Reader(
-        settings.node.name,
-        settings.cluster.name,
-        settings.cluster.names,
-        authorities,
-        Opener(private),
-        clock_tolerance_s=trust.clock_tolerance_s,
-    )
+    reader = Reader(settings.node.name, settings.cluster.name, settings.cluster.names, authorities, Opener(private))
     topology = Topology(
         settings.cluster.name,
         settings.cluster.names,

@@ -97,7 +97,7 @@ class TrustSettings(_Section):
     cluster_key: Path
     cluster_certificate: Path
     data_key_hours: Positive = 1.0
-    clock_tolerance_s: Positive = 300.0
+    clock_tolerance_s: Positive = 300.0  # by how much a control message may come late beyond its lifetime (common.freshness)
 
 
 class RelaySettings(_Section):

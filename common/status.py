@@ -7,7 +7,7 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import nodestate
+from common import freshness, nodestate
 from common.bookkeeping import captured, journal, outbox, rejected, reports
 from common.database import Database
 from common.nodestate import NodeState, Role, State
@@ -61,7 +61,7 @@ def read(database: Database, settings: Settings) -> Status:
     running = service_runs(database)
     with database.connect(read_only=True) as connection:
         state = nodestate.read_installed(connection, settings)
-        warnings = _warnings(connection, database)
+        warnings = _warnings(connection, database, settings)
         if state.role is Role.PRIMARY:
             return _primary(connection, settings, state, running, warnings)
         return _secondary(connection, settings, state, running, warnings)
@@ -117,10 +117,10 @@ def _reported(name: str, row: Any, state: NodeState, settings: Settings, running
     found = State(row.state)
     reason = row.reason
     behind = max(0, head.sequence - row.sequence)
-    silent_s = (nodestate.now_ms() - row.heard_ms) / 1000
-    if silent_s > settings.intervals.offline_after_s:
+    silence = _silence(row.heard_ms, settings)
+    if silence:
         found = State.OFFLINE
-        reason = f"nothing was heard from it for {silent_s:.0f} s"
+        reason = f"nothing was heard from it {silence}"
         if not running:
             reason += "; this node's service does not run, start it with `stsync run`"
     elif found is State.IN_SYNC and behind:
@@ -198,10 +198,9 @@ def _own_state(
         return state.state, state.reason
     if not running:
         return State.OFFLINE, "this node's service does not run; start it with `stsync run`"
-    silent_s = (nodestate.now_ms() - state.heard_ms) / 1000
-    if silent_s > settings.intervals.offline_after_s:
-        since = f"for {silent_s:.0f} s" if state.heard_ms else "so far"
-        return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {since}"
+    silence = _silence(state.heard_ms, settings)
+    if silence:
+        return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {silence}"
     if behind:
         return State.CATCHING_UP, nodestate.behind_by(behind)
     if quarantined:
@@ -209,12 +208,24 @@ def _own_state(
     return State.IN_SYNC, None
 
 
-def _warnings(connection: Connection, database: Database) -> list[str]:
+def _silence(heard_ms: int, settings: Settings) -> str | None:
+    """Since when somebody has been silent, where that is too long: also when it was heard at a time that is still to come."""
+    silent_s, limit_s = (nodestate.now_ms() - heard_ms) / 1000, settings.intervals.offline_after_s
+    if not heard_ms:
+        return "so far"
+    if silent_s < -limit_s:
+        return f"since this node's clock was set back: the last time was {nodestate.iso(heard_ms)}, which is still to come"
+    return f"for {silent_s:.0f} s" if silent_s > limit_s else None
+
+
+def _warnings(connection: Connection, database: Database, settings: Settings) -> list[str]:
     found = []
     unfit = connection.execute(select(func.count()).select_from(rejected)).scalar_one()
     if unfit:
         reason = connection.execute(select(rejected.c.reason).order_by(rejected.c.id.desc()).limit(1)).scalar_one()
         found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
+    offsets = nodestate.offsets(connection)
+    found += [freshness.sentence(name, offsets[name]) for name in settings.cluster.names if name in offsets]
     known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
     tables = database.dialect.tables(connection)
     changed = sorted(

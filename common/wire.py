@@ -5,9 +5,10 @@
     signature = over PAE("stsync/v1", payload): cluster, kind, sender, audience, epoch, sequence, previous hash, times, body
 
 A receiver 1. bounds the size, 2. splits the message, 3. checks the certificate against the authorities, 4. checks the
-signature, 5. parses the header, 6. checks version, cluster, sender, audience and expiry, 7. opens the seal,
+signature, 5. parses the header, 6. checks version, cluster, sender and audience, 7. opens the seal,
 8. decompresses within a bound, 9. parses the body. Epoch, order and the hash chain are the gate's to judge, the sender's
-role too (it depends on the kind). Whatever fails raises MessageRefused and has changed nothing.
+role too (it depends on the kind); whether a message is fresh is common.freshness's. Whatever fails raises MessageRefused
+and has changed nothing.
 """
 
 import hashlib
@@ -120,7 +121,7 @@ class PastRetention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Verified:
-    """A message whose signature, sender, cluster, audience and expiry hold; its body is still sealed."""
+    """A message whose signature, sender, cluster and audience hold; its body is still sealed."""
 
     header: Header
     sealed: bytes
@@ -137,11 +138,11 @@ def message_hash(message: bytes) -> bytes:
 class Writer:
     """Seals and signs as one node. Safe to share between threads."""
 
-    def __init__(self, identity: Identity, sealer: Sealer, cluster: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, identity: Identity, sealer: Sealer, cluster: str, clock: Callable[[], float] | None = None) -> None:
         self._identity = identity
         self._sealer = sealer
         self._cluster = cluster
-        self._clock = clock
+        self._clock = clock or time.time
         self._chain = b"".join(len(one).to_bytes(4, "big") + one for one in identity.chain)
 
     def write(
@@ -189,17 +190,12 @@ class Reader:
         roster: tuple[str, ...],
         authorities: Authorities,
         opener: Opener,
-        *,
-        clock_tolerance_s: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._node = node
         self._cluster = cluster
         self._roster = frozenset(roster)
         self._authorities = authorities
         self._opener = opener
-        self._tolerance_ms = clock_tolerance_s * 1000
-        self._clock = clock
 
     def verify(self, message: bytes) -> Verified:
         """Steps 1 to 6; raises MessageRefused."""
@@ -231,8 +227,6 @@ class Reader:
             raise MessageRefused("sender", f"{header.sender!r} is not in the roster")
         if header.audience not in (EVERYONE, self._node):
             raise MessageRefused("audience", f"a message for {header.audience!r}")
-        if header.expires_ms and self._clock() * 1000 > header.expires_ms + self._tolerance_ms:
-            raise MessageRefused("expired", f"a {header.kind} message of {header.sender!r} that has expired")
 
 
 def parse_body(body: bytes, kind: type[Parsed]) -> Parsed:

@@ -16,6 +16,7 @@ from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
 from common.errors import MessageRefused, NeedsFullSync, NotApplicable
+from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.nodestate import State
 from common.settings import Settings
@@ -23,7 +24,7 @@ from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified,
 from consumer import quarantine
 from consumer.gate import Assembly, Verdict
 from consumer.replay import FAST_BYTES, Replayer, Unit
-from consumer.standing import Standing
+from consumer.standing import Standing, hindered
 
 CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
@@ -68,16 +69,21 @@ class Applier:
         self._saved_beat = 0
         self._progress = time.monotonic()
         self._asked = (0, 0, 0.0)
+        self._unanswered: float | None = None
         self._quarantined = 0
         self._retried = 0.0
         self._lag_ms: float | None = None
         self._needs: str | None = None
         self._stuck: str | None = None
+        self._saved_stuck: str | None = None
+        self._began = time.monotonic()
         self._refused: dict[str, int] = {}
         self._last_full_sync_ms: int | None = None
         self._catching_up_until = 0
         self._published = 0
         self._again: list[int] = []
+        self._freshness = Freshness(settings.trust.clock_tolerance_s)
+        self._offset_ms = 0.0
 
     def load(self, connection: Connection) -> None:
         """Begin from what the database says, on a connection that from now on replays."""
@@ -88,10 +94,14 @@ class Applier:
         self._head = max(self._head, state.head)
         self._beat = max(self._beat, state.heard_number)
         self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
+        self._saved_stuck = state.reason if state.state is State.REFUSED else None
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
         self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
+        known = nodestate.offsets(connection)
+        self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
+        self._offset_ms = known.get(self._primary, 0.0)
         connection.rollback()
 
     def standing(self) -> Standing:
@@ -106,6 +116,7 @@ class Applier:
             heard_s=None if self._heard is None else time.monotonic() - self._heard,
             needs_full_sync=self._needs,
             stuck=self._stuck,
+            unanswered_s=None if self._unanswered is None else time.monotonic() - self._unanswered,
         )
 
     def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
@@ -149,6 +160,7 @@ class Applier:
             self._heartbeat(connection, message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
             answer = parse_body(self._reader.open(message), PastRetention)
+            self._freshness.judge(message.header)
             if answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
                 self._give_up(connection, self._past_retention(answer.journal_first))
         else:
@@ -161,7 +173,7 @@ class Applier:
         self._reader.open(message)
         verdict = self._assembly.offer(message)
         if verdict is Verdict.APPLY:
-            self._progress = time.monotonic()
+            self._progress, self._unanswered = time.monotonic(), None
         self._see_head(message.header.epoch, message.header.sequence)
         asked = message.header.sequence <= self._catching_up_until
         if verdict is not Verdict.DROP or redelivered or asked:
@@ -177,6 +189,7 @@ class Applier:
                 "replayed",
                 f"a heartbeat of {message.header.sender!r} that was received before, or an older one",
             )
+        self._freshness.judge(message.header)
         self._beat = beat.number
         self._heard = time.monotonic()
         self._published = max(self._published, beat.published)
@@ -186,6 +199,8 @@ class Applier:
                 self._refuse(connection, MessageRefused("replayed", _once_more(sequence, message.header.sender)))
         self._head = max(self._head, (message.header.epoch, beat.sequence))
         position = self._position
+        if self._head[1] <= position.sequence:
+            self._stuck = None
         before, self._at_last_beat = self._at_last_beat, position.sequence
         restored = beat.sequence < before  # what this node had at the last heartbeat, the primary must have by this one
         if restored or (position.sequence and beat.sequence == position.sequence and beat.hash != position.hash):
@@ -297,7 +312,7 @@ class Applier:
         """Move the position in the transaction that applies these (TRAPS 7)."""
         newest = self._assembly.ready[len(units) - 1][-1]
         after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
-        lag_ms = max(0.0, time.time() * 1000 - newest.header.issued_ms)
+        lag_ms = self._freshness.late_ms(self._primary, newest.header.issued_ms)
         check = nodestate.advance(
             connection,
             self._position,
@@ -340,6 +355,9 @@ class Applier:
             self._retry(connection, now)
         if self._heard is not None and self._beat != self._saved_beat:
             self._save_heard(connection, now - self._heard)
+        if self._stuck != self._saved_stuck:
+            self._save_state(connection)
+            connection.commit()
 
     def _save_heard(self, connection: Connection, age_s: float) -> None:
         """Each heartbeat's number is kept, so that an older one is known as such after a restart too (TRAPS 34)."""
@@ -349,15 +367,24 @@ class Applier:
             heard_number=self._beat,
             head_epoch=self._head[0],
             head_sequence=self._head[1],
-            state=State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP,
-            reason=self._needs or self._stuck,
         )
+        self._save_state(connection)
+        before = self._offset_ms
+        self._offset_ms = nodestate.save_offset(connection, self._primary, before, self._freshness.offset_ms(self._primary))
         connection.commit()
+        if self._offset_ms and not before:
+            self._log.warning("clock_differs", reason=sentence(self._primary, self._offset_ms))
         self._saved_beat = self._beat
+
+    def _save_state(self, connection: Connection) -> None:
+        state = State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP
+        nodestate.save(connection, state=state, reason=self._needs or self._stuck)
+        self._saved_stuck = self._stuck
 
     def _ask_if_missing(self, now: float) -> None:
         first = self._assembly.position.sequence + 1
         if self._head[1] < first and not self._assembly.waiting:
+            self._unanswered = None
             return
         asked_first, asked_last, asked_at = self._asked
         if asked_first <= first <= asked_last:
@@ -366,8 +393,10 @@ class Applier:
             patience, since = (0.0 if self._assembly.waiting else _GRACE_S), self._progress
         if now - since >= patience and self._ask(first, CATCH_UP_BATCHES):
             self._asked = (first, first + CATCH_UP_BATCHES - 1, now)
+            self._unanswered = now if self._unanswered is None else self._unanswered
             self._catching_up_until = max(self._catching_up_until, self._head[1])
-            self._log.info("catch_up_asked", first=first, head=self._head[1])
+            log = self._log.debug if first == asked_first else self._log.info  # once more is no news
+            log("catch_up_asked", first=first, head=self._head[1])
 
     def _retry(self, connection: Connection, now: float) -> None:
         if now - self._retried < 0.5:
@@ -404,13 +433,14 @@ class Applier:
         connection.rollback()
         if first:
             self._log.warning("message_refused", kind=exc.kind, source="events", reason=str(exc))
-        if exc.kind in {"certificate", "seal", "version", "malformed", "epoch"} and self._head[1] > self._position.sequence:
-            self._stuck = f"a message needed to go on was refused: {exc}"
+        since = self._began if self._heard is None else self._heard
+        silent = time.monotonic() - since > self._settings.intervals.offline_after_s
+        self._stuck = hindered(exc, self._position.sequence + 1, self._head[1], silent=silent) or self._stuck
 
     def _give_up(self, connection: Connection, reason: str) -> None:
         if self._needs is not None:
             return
-        self._needs = reason
+        self._needs, self._unanswered = reason, None
         nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason)
         connection.commit()
         self._log.error("needs_full_sync", reason=reason)

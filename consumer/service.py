@@ -94,8 +94,9 @@ class SecondaryService:
     def _look_around(self) -> None:
         self._lists.refresh()
         patience_s = self._runtime.settings.intervals.offline_after_s
-        heard_s = self._applier.standing().heard_s
-        if heard_s is None or heard_s > patience_s:
+        standing = self._applier.standing()
+        silent = standing.heard_s is None or standing.heard_s > patience_s
+        if silent or (standing.unanswered_s or 0.0) > patience_s:  # one binding may be gone and the other not
             self._consume.renew_after(patience_s)
 
     def _standing(self) -> Standing:
@@ -105,9 +106,9 @@ class SecondaryService:
         try:
             with self._runtime.database.connect() as connection:
                 self._applier.load(connection)
-                numbers = nodestate.reserve_numbers(connection)
+                (first,) = nodestate.reserve_numbers(connection)
                 connection.commit()
-                self._reporter.start(numbers)
+                self._reporter.start(first)
                 while not self._runtime.stop.is_set():
                     self._work(connection)
         except Unavailable:

@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 
 from common.changes import Position
+from common.errors import MessageRefused
 from common.nodestate import State, behind_by, could_not_be_applied
+
+_HINDERS = frozenset({"signature", "certificate", "seal", "version", "malformed", "size", "epoch"})  # no time mends these
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start."""
+    """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start.
+    `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for."""
 
     position: Position
     head: tuple[int, int]
@@ -19,6 +23,7 @@ class Standing:
     heard_s: float | None
     needs_full_sync: str | None = None
     stuck: str | None = None
+    unanswered_s: float | None = None
 
     @property
     def behind(self) -> int:
@@ -41,3 +46,20 @@ def describe(standing: Standing, offline_after_s: float) -> tuple[State, str | N
     if standing.quarantined:
         return State.IN_SYNC, could_not_be_applied(standing.quarantined)
     return State.IN_SYNC, None
+
+
+def hindered(exc: MessageRefused, needed: int, head: int, *, silent: bool) -> str | None:
+    """What is told where a refused message may be why this node does not go on; None where it does (TRAPS 29).
+
+    `needed` is the next sequence, `head` the primary's last as far as is known, `silent` whether the primary is not heard. Whose
+    message it was is not known: its signature may be what is wrong.
+    """
+    if exc.kind not in _HINDERS or not (silent or head >= needed):
+        return None
+    remedy = {"certificate": "; see trust.authorities here and trust.certificate there"}.get(exc.kind, "")
+    if head < needed:
+        return f"the primary is not heard, and what arrives is refused: {exc}{remedy}"
+    remedy = (
+        remedy or "; see whether stsync_journal on the primary is damaged, or whether it has another version or cluster key"
+    )
+    return f"sequence {needed} is needed and asked for again and again, but what arrives is refused: {exc}{remedy}"

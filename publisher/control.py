@@ -12,17 +12,19 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
-from common import nodestate
+from common import freshness, nodestate
 from common.bookkeeping import reports
 from common.broker import Delivery, PublishLink
 from common.changes import Position
 from common.database import Database
 from common.errors import MessageRefused
+from common.freshness import Freshness
 from common.nodestate import State
 from common.settings import Settings
 from common.topology import Topology
 from common.wire import (
     CatchUp,
+    Header,
     MessageKind,
     PastRetention,
     Reader,
@@ -46,6 +48,14 @@ class _Serving:
     last: int
 
 
+@dataclass(frozen=True)
+class _Stands:
+    """Where a secondary stood when it was heard last, by the monotonic clock, which nobody sets; None: the log does not serve it."""
+
+    sequence: int | None
+    at: float
+
+
 class Control:
     """Owns what the secondaries said and asked. One thread calls it; deliveries come through a queue."""
 
@@ -59,6 +69,7 @@ class Control:
         reader: Reader,
         link: PublishLink,
         head: Callable[[], Position],
+        on_numbers: Callable[[int], None],
     ) -> None:
         self._database = database
         self._settings = settings
@@ -67,10 +78,16 @@ class Control:
         self._reader = reader
         self._link = link
         self._head = head
+        self._on_numbers = on_numbers
         self._log = structlog.get_logger("control")
         self._serving: dict[str, _Serving] = {}
         self._numbers: dict[str, int] = {}
         self._number = 0
+        self._freshness = Freshness(settings.trust.clock_tolerance_s)
+        self._offsets: dict[str, float] = {}
+        self._asked_number: dict[str, int] = {}
+        self._stands: dict[str, _Stands] = {}
+        self._asked_first: dict[str, int] = {}
         self._heard = time.monotonic()
 
     def silent_s(self) -> float:
@@ -79,9 +96,24 @@ class Control:
 
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
-        self._number = nodestate.reserve_numbers(connection)
+        self._number, beats = nodestate.reserve_numbers(connection, 2)
         self._numbers = dict(connection.execute(select(reports.c.name, reports.c.number)).all())
+        now = time.monotonic()
+        for name, state, sequence in connection.execute(select(reports.c.name, reports.c.state, reports.c.sequence)):
+            self._stands[name] = _Stands(_served(state, sequence), now)
+        known = nodestate.offsets(connection)
+        self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
+        self._offsets = known
         connection.commit()
+        self._on_numbers(beats)
+
+    def needed(self) -> int | None:
+        """The first sequence that a secondary lacks which is waited for: not one that needs a full synchronization anyhow, and not
+        one that has been silent for the journal's whole retention while this service ran. None: nobody waits."""
+        since = time.monotonic() - self._settings.journal.max_age_hours * 3600
+        known = (self._stands.get(name) for name in self._settings.cluster.names)
+        waiting = [one.sequence for one in known if one is not None and one.sequence is not None and one.at >= since]
+        return min(waiting) + 1 if waiting else None
 
     def take(self, connection: Connection, deliveries: list[Delivery]) -> None:
         """Handle what arrived: only the last report of each node is written."""
@@ -99,6 +131,15 @@ class Control:
                 texts[key] = str(exc)
         for name, report in latest.items():
             self._save(connection, name, report)
+        for (
+            name,
+            number,
+        ) in self._asked_number.items():  # a request is no more taken twice than a report, after a restart too
+            connection.execute(
+                reports.update().where(reports.c.name == name, reports.c.number < number).values(number=number)
+            )
+        self._asked_number.clear()
+        self._save_offsets(connection)
         for (kind, source), count in refused.items():
             for _ in range(count):
                 if nodestate.count_refusal(connection, kind, source, texts[kind, source]):
@@ -127,20 +168,22 @@ class Control:
             report = parse_body(self._reader.open(message), Report)
             if report.lag_ms is not None and not math.isfinite(report.lag_ms):
                 raise MessageRefused("malformed", f"a report of {sender!r} with a lag that is no number")
-            self._check_number(sender, report.number)
+            self._check_fresh(message.header, report.number)
             latest[sender] = report
         elif message.header.kind is MessageKind.CATCH_UP:
             self._asked(sender, message, parse_body(self._reader.open(message), CatchUp))
         else:
             raise MessageRefused("sender", f"a {message.header.kind} message of {sender!r}, who is not the primary")
 
-    def _check_number(self, sender: str, number: int) -> None:
-        if number <= self._numbers.get(sender, 0):
-            raise MessageRefused("replayed", f"a message of {sender!r} that was received before, or an older one")
-        self._numbers[sender] = number
+    def _check_fresh(self, header: Header, number: int) -> None:
+        if number <= self._numbers.get(header.sender, 0):
+            raise MessageRefused("replayed", f"a message of {header.sender!r} that was received before, or an older one")
+        self._freshness.judge(header)
+        self._numbers[header.sender] = number
 
     def _asked(self, sender: str, message: Verified, request: CatchUp) -> None:
-        self._check_number(sender, request.number)
+        self._check_fresh(message.header, request.number)
+        self._asked_number[sender] = request.number
         head = self._head()
         if message.header.epoch > head.epoch:
             raise MessageRefused(
@@ -149,7 +192,10 @@ class Control:
         last = min(head.sequence, request.first + max(1, request.limit) - 1)
         if request.first <= last:
             self._serving[sender] = _Serving(request.first, last)
-            self._log.info("catch_up_asked", by=sender, first=request.first, last=last)
+            again = self._asked_first.get(sender) == request.first
+            self._asked_first[sender] = request.first
+            log = self._log.debug if again else self._log.info  # once more is no news
+            log("catch_up_asked", by=sender, first=request.first, last=last)
 
     def _serve_one(self, connection: Connection, node: str, serving: _Serving) -> None:
         room = min(self._link.room() // 2, _SLICE, serving.last - serving.next + 1)
@@ -166,6 +212,13 @@ class Control:
             serving.next = sequence + 1
         if serving.next > serving.last:
             del self._serving[node]
+
+    def _save_offsets(self, connection: Connection) -> None:
+        for name in self._numbers:
+            before = self._offsets.get(name, 0.0)
+            self._offsets[name] = nodestate.save_offset(connection, name, before, self._freshness.offset_ms(name))
+            if self._offsets[name] and not before:
+                self._log.warning("clock_differs", reason=freshness.sentence(name, self._offsets[name]))
 
     def _past_retention(self, connection: Connection, node: str, asked: int) -> None:
         head = self._head()
@@ -184,6 +237,7 @@ class Control:
         self._log.warning("catch_up_past_retention", node=node, asked=asked)
 
     def _save(self, connection: Connection, name: str, report: Report) -> None:
+        self._stands[name] = _Stands(_served(report.state, report.sequence), time.monotonic())
         values = {
             "number": report.number,
             "state": report.state if report.state in set(State) else State.OFFLINE,
@@ -199,6 +253,10 @@ class Control:
         }
         if not connection.execute(reports.update().where(reports.c.name == name).values(**values)).rowcount:
             connection.execute(reports.insert().values(name=name, **values))
+
+
+def _served(state: str, sequence: int) -> int | None:
+    return None if state == State.NEEDS_FULL_SYNC else sequence
 
 
 def gather(arrived: "queue.Queue[Delivery]", timeout_s: float, limit: int = 200) -> list[Delivery]:

@@ -4,6 +4,7 @@ It only reads, in a thread of its own: whatever else waits, for a program that h
 go on hearing the primary.
 """
 
+import threading
 from collections.abc import Callable
 
 from sqlalchemy.engine import Connection
@@ -18,6 +19,7 @@ from common.topology import Topology
 from common.wire import Heartbeat, MessageKind, Writer, encode_body
 from publisher import journal
 
+_LOOK_S = 0.1
 _LIFETIMES = 10  # a heartbeat that is older than so many intervals says nothing any more
 
 
@@ -42,13 +44,21 @@ class Pulse:
         self._link = link
         self._head = head
         self._republished = republished
-        self._number = 0
+        self._number: int | None = None
+        self._numbered = threading.Event()
+
+    def start(self, first_number: int) -> None:
+        """Number heartbeats from here on, unless they are numbered already; before that none is sent."""
+        if self._number is None:
+            self._number = first_number
+        self._numbered.set()
 
     def loop(self, stop: Stop) -> None:
         """Beat until stop; raises Unavailable when the database is away."""
+        while not self._numbered.wait(_LOOK_S):
+            if stop.is_set():
+                return
         with self._database.connect(read_only=True) as connection:
-            self._number = max(self._number, nodestate.next_number(connection))  # the control thread reserves them
-            connection.rollback()
             while not stop.is_set():
                 self._beat(connection)
                 stop.wait(self._settings.intervals.heartbeat_s)
@@ -60,7 +70,7 @@ class Pulse:
         )  # read after the head: a journal that seems to begin after it is past retention
         published = nodestate.published(connection)
         connection.rollback()
-        self._number += 1
+        self._number = (self._number or 0) + 1
         beat = Heartbeat(self._number, head.sequence, head.hash, first, published, self._republished())
         message = self._writer.write(
             MessageKind.HEARTBEAT, encode_body(beat), epoch=head.epoch, sequence=head.sequence, expires_in_s=lifetime_s

@@ -79,15 +79,16 @@ def first_sequence(connection: Connection, at_least: int = 0) -> int:
     return int(connection.execute(first).scalar_one())
 
 
-def prune(connection: Connection, settings: JournalSettings, published: int) -> int:
+def prune(connection: Connection, settings: JournalSettings, published: int, needed: int | None) -> int:
     """Delete what is older than the retention or beyond its size, never what is not published yet; the number deleted.
 
-    In the caller's transaction. The newest batch always stays, so that the journal tells where the log stands.
+    In the caller's transaction. The newest batch always stays, so that the journal tells where the log stands. From `needed` on
+    secondaries lack what there is: only the size takes that from them, for age is what the clock says, and it may be wrong.
     """
     held = extent(connection)
     oldest_kept_ms = now_ms() - int(settings.max_age_hours * 3_600_000)
     by_age = connection.execute(select(func.max(journal.c.sequence)).where(journal.c.at_ms < oldest_kept_ms)).scalar_one()
-    upto = by_age or 0
+    upto = by_age or 0 if needed is None else min(by_age or 0, needed - 1)
     excess = held.bytes - settings.max_bytes
     if excess > 0:
         for sequence, size in connection.execute(select(journal.c.sequence, journal.c.size).order_by(journal.c.sequence)):

@@ -63,15 +63,6 @@ class PrimaryService:
             on_delivery=self._arrived.put,
             on_state=self._consume_state,
         )
-        self._control = Control(
-            runtime.database,
-            self._settings,
-            runtime.topology,
-            writer=runtime.writer,
-            reader=runtime.reader,
-            link=self._publish,
-            head=lambda: self._relay.position,
-        )
         self._pulse = Pulse(
             runtime.database,
             self._settings,
@@ -80,6 +71,16 @@ class PrimaryService:
             self._publish,
             head=lambda: self._relay.position,
             republished=lambda: self._sender.republished,
+        )
+        self._control = Control(
+            runtime.database,
+            self._settings,
+            runtime.topology,
+            writer=runtime.writer,
+            reader=runtime.reader,
+            link=self._publish,
+            head=lambda: self._relay.position,
+            on_numbers=self._pulse.start,
         )
         self._sender.use(self._publish)
 
@@ -181,7 +182,7 @@ class PrimaryService:
                     connection.commit()
                 if time.monotonic() >= next_prune:
                     next_prune = time.monotonic() + self._settings.journal.prune_every_s
-                    journal.prune(connection, self._settings.journal, saved)
+                    journal.prune(connection, self._settings.journal, saved, self._control.needed())
                     connection.commit()
 
     def _confirmed(self, token: object) -> None:

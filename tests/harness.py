@@ -90,7 +90,7 @@ class Node:
         arguments = (*arguments, "--config", str(self.config))
         if cold:
             return subprocess.run([*STSYNC, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
-        return warm.run(arguments, timeout_s)
+        return warm.run(arguments, timeout_s, self._clock())
 
     def status(self) -> dict[str, Any]:
         found = self.command("status", "--json")
@@ -102,12 +102,22 @@ class Node:
         """Start the service; `cold`: see `command`, where its memory is measured."""
         arguments = ["run", "--config", str(self.config)]
         if not cold:
-            self.process = warm.WarmProcess(arguments, Path(os.devnull), self.home / "log", environment)
+            self.process = warm.WarmProcess(arguments, Path(os.devnull), self.home / "log", environment | self._clock())
             return
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*STSYNC, *arguments], stdout=subprocess.DEVNULL, stderr=log, env=os.environ | environment
             )
+
+    def turn_clock(self, seconds: float) -> None:
+        """The node's clock is wrong by so much from now on; what was started before the first turn keeps the right time."""
+        fresh = self.home / "clock.new"
+        fresh.write_text(str(seconds))
+        fresh.rename(self.home / "clock")
+
+    def _clock(self) -> dict[str, str]:
+        path = self.home / "clock"
+        return {warm.CLOCK: str(path)} if path.exists() else {}
 
     def kill(self) -> None:
         """kill -9."""

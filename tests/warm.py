@@ -9,12 +9,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.main import main
+
+CLOCK = "TESTS_CLOCK"  # names a file: by how many seconds the process's clock is wrong, at every moment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -72,11 +75,13 @@ class WarmProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def run(arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The command to its end; its output as text."""
     with TemporaryDirectory() as directory:
         out, errors = Path(directory, "out"), Path(directory, "errors")
-        process = WarmProcess(arguments, out, errors, {})
+        process = WarmProcess(arguments, out, errors, environment or {})
         try:
             code = process.wait(timeout_s)
         finally:
@@ -93,5 +98,14 @@ def _become(arguments: list[str], out: str, errors: str, environment: dict[str, 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
+    if CLOCK in environment:
+        _turn_clock(Path(environment[CLOCK]))
     sys.argv = ["stsync", *arguments]
     main()
+
+
+def _turn_clock(wrong_by: Path) -> None:
+    """Let the process see the time as a server sees it whose clock is wrong; how time passes stays as it is."""
+    seconds, nanoseconds = time.time, time.time_ns
+    time.time = lambda: seconds() + float(wrong_by.read_text())
+    time.time_ns = lambda: nanoseconds() + int(float(wrong_by.read_text()) * 1e9)

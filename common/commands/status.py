@@ -2,7 +2,7 @@
 
 import json
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -116,11 +116,13 @@ def _age(moment: str | None, none: str) -> str:
     """How long ago, in the largest unit that fits."""
     if moment is None:
         return none
-    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    seconds = time.time() - datetime.fromisoformat(moment).timestamp()
+    which = "ago" if seconds > -1 else "ahead"  # a clock that was set back
+    seconds = abs(seconds)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / size:.0f} {unit} {which}"
+    return f"{seconds:.0f} s {which}"
 
 
 def _refusals(found: Status) -> list[tuple[str, dict[str, int]]]:

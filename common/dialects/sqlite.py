@@ -1,6 +1,7 @@
 """SQLite (WAL): row triggers, typed values through bound parameters, `data_version` as a poll that costs microseconds."""
 
 import fcntl
+import os
 import re
 import sqlite3
 from collections.abc import Sequence
@@ -65,6 +66,32 @@ _AWAY = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
+
+
+def check_file(name: str) -> None:
+    """Raises Misconfigured for a database file that cannot serve. It is asked for once, when a process starts: what goes wrong
+    with the file later may pass, and is waited for.
+
+    It never opens the file: closing it again would drop all locks that SQLite holds on it for this process, and another process
+    would then remove a write-ahead log that is in use (sqlite.org, "How To Corrupt An SQLite Database File", 2.2).
+    """
+    if name.startswith("file:"):
+        return  # a URI is SQLite's own to read
+    path = Path(name)
+    try:
+        if not path.parent.is_dir():
+            raise _unfit(path, "its directory does not exist")
+        if path.is_dir():
+            raise _unfit(path, "is a directory, not a database file")
+        for place in (path, path.parent):
+            if place.exists() and not os.access(place, os.R_OK | os.W_OK, effective_ids=True):
+                raise _unfit(path, f"{place} cannot be written")
+    except OSError as exc:
+        raise _unfit(path, f"cannot be opened: {exc.strerror}") from exc
+
+
+def _unfit(path: Path, why: str) -> Misconfigured:
+    return Misconfigured(f"{path}: {why}; check database.url, and the rights of the database's file and directory")
 
 
 def _text(raw: bytes) -> str:
@@ -170,6 +197,7 @@ class Sqlite:
         del connect_timeout_s
         if not url.database or url.database == ":memory:":
             raise Misconfigured("database.url: a database file is needed, as in sqlite:////path/st.db")
+        check_file(url.database)
         engine = create_engine(
             url,
             poolclass=NullPool,
@@ -209,12 +237,18 @@ class Sqlite:
     def lock(self, connection: Connection) -> bool:
         """See EngineDialect: a lock on a file beside the database."""
         path = Path(f"{connection.engine.url.database}-stsync.lock")
-        handle = path.open("a")
+        try:
+            handle = path.open("a")
+        except OSError as exc:
+            raise _unfit(path, f"the service's lock file cannot be used: {exc.strerror}") from exc
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
             return False
+        except OSError as exc:
+            handle.close()
+            raise _unfit(path, f"the service's lock file cannot be locked: {exc.strerror}") from exc
         connection.info["stsync_lock"] = handle  # lives, and holds the lock, as long as the connection
         return True
 
@@ -343,6 +377,8 @@ class Sqlite:
     def translate(self, exc: BaseException) -> StsyncError:
         """See ReplayDialect: by result code."""
         code = getattr(exc, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF == sqlite3.SQLITE_READONLY:
+            return Unavailable(f"the database: {exc}; check the rights of its file and directory, and how they are mounted")
         if code is None or code & 0xFF in _AWAY:
             return Unavailable(f"the database: {exc}")
         return NotApplicable(str(exc))

@@ -91,7 +91,7 @@ class Certificate:
             raise MessageRefused(
                 "certificate",
                 f"the certificate {self.title} expired at {self.not_after:%Y-%m-%d %H:%M:%S} UTC, and it is "
-                f"{at:%Y-%m-%d %H:%M:%S %Z} here; have a new one issued",
+                f"{at:%Y-%m-%d %H:%M:%S %Z} here; have a new one issued, or check the clocks",
             )
 
     def node_name(self) -> str:

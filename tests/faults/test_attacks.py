@@ -326,6 +326,22 @@ def test_a_replayed_report_is_refused(attack: Attack) -> None:
     assert node.status()["refused"].get("replayed", 0) == 0
 
 
+def test_a_replayed_request_is_refused_after_a_restart_too(attack: Attack) -> None:
+    """TRAPS 34: a request for batches counts among the reports, whose numbers only rise."""
+    primary, node = attack.cluster.primary, attack.cluster.nodes["st2"]
+    wait_for(lambda: primary.rows("SELECT number FROM stsync_reports"), "a report", SOON_S)
+    assert node.stop() == 0
+    number = primary.rows("SELECT number FROM stsync_reports")[0][0] + 1000
+    asked = sent_report(attack, encode_body(CatchUp(number, 1, 1)), kind=MessageKind.CATCH_UP)
+    attack.to_primary(asked)
+    wait_for(lambda: primary.rows("SELECT number FROM stsync_reports")[0][0] == number, "the request taken", SOON_S)
+    assert primary.stop() == 0
+    primary.start()
+    wait_running(primary)
+    attack.to_primary(asked)
+    wait_told(lambda: attack.refused("st1", "replayed") == 1, lambda: attack.counts(primary, "replayed"), SOON_S)
+
+
 def test_a_report_that_nobody_vouches_for_is_refused(attack: Attack) -> None:
     """TRAPS 19: signed, but without the broker's word of who published it."""
     message = sent_report(attack, report(time.time_ns()))

@@ -1,15 +1,24 @@
 """A mistake of the administrator's is told in one sentence that names the place and the remedy, with its exit code."""
 
+import os
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from pydantic import SecretStr
 
+from common.database import Database
+from common.dialects import dialect_for
+from common.errors import Misconfigured
+from common.settings import DatabaseSettings
 from common.trust.pki import init_cluster, issue_node
 from deploy.servers import PrivateRabbitMQ
 from deploy.servers.ports import Ports
@@ -150,6 +159,109 @@ def test_a_wrong_database_password(new_cluster: MakeCluster, database_kind: str,
     assert right
     change(node, right[1] + "@127", "hunter2@127")
     expect(node.command(command), 2, "127.0.0.1:", "database.url", secrets=("hunter2", right[1]))
+
+
+def no_directory(database: Path) -> str:
+    return str(database.parent / "nowhere/st.db")
+
+
+def a_directory(database: Path) -> str:
+    return str(database.parent)
+
+
+def no_database(database: Path) -> str:
+    database.write_text("this is no database, and never was one\n" * 100)
+    return str(database)
+
+
+def lock_unusable(database: Path) -> str:
+    lock = Path(f"{database}-stsync.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    return str(database)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "commands", "words"),
+    [
+        (no_directory, ("run", "status", "install"), ("nowhere/st.db", "does not exist", "database.url")),
+        (a_directory, ("run", "status", "install"), ("is a directory", "database.url")),
+        (no_database, ("run", "status", "install"), ("is not a database", "database.url")),
+        (lock_unusable, ("run", "status"), ("-stsync.lock", "rights")),
+    ],
+)
+def test_an_sqlite_file_that_cannot_serve(
+    new_cluster: MakeCluster, mistake: Callable[[Path], str], commands: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """STYLE 10: no time heals it, and the file and the remedy are named."""
+    node = new_cluster("sqlite", nodes=("st1", "st2")).nodes["st2"]
+    database = Path(node.url.removeprefix("sqlite:///"))
+    change(node, node.url, f"sqlite:///{mistake(database)}")
+    for command in commands:
+        expect(node.command(command), 2, str(database.parent), *words)
+
+
+@pytest.mark.parametrize("place", ["st.db", "."])
+def test_an_sqlite_file_that_may_not_be_written(servers_root: Path, place: str) -> None:
+    """STYLE 10: the file, or the directory, where SQLite keeps its log."""
+    directory = Path(tempfile.mkdtemp(dir=servers_root))
+    directory.chmod(0o777)
+    (directory / "st.db").touch(0o666)
+    (directory / place).chmod(0o555)
+    url = f"sqlite:///{directory}/st.db"
+    dialect_for(url)  # loads it: nobody may not read the interpreter's files perhaps
+    with nobody(), pytest.raises(Misconfigured, match=r"st\.db.*cannot be written.*rights"):
+        Database(DatabaseSettings(url=SecretStr(url)))
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of root, which nothing binds."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_an_sqlite_file_that_turned_read_only(node: Node) -> None:
+    """STYLE 10: this may pass, so it is no mistake of the settings; the remedy is named."""
+    change(node, node.url, f"sqlite:///file:{node.url.removeprefix('sqlite:///')}?mode=ro&uri=true")
+    node.home.joinpath("conf/sync_tables.conf").write_text("unit\n")
+    expect(node.command("install"), 5, "readonly", "rights")
+
+
+def test_looking_at_the_settings_drops_no_lock(node: Node) -> None:
+    """Whoever else has the database open goes on seeing what is written: SQLite's locks are a process's, and any close drops them."""
+    with node.engine.connect() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM unit").all()
+        Database(node.settings.database)
+        connection.rollback()
+        assert node.command("status").returncode == 1  # the last one to close it, as far as locks tell, removes the log
+        connection.exec_driver_sql("INSERT INTO unit VALUES (1, 'one', NULL)")
+        connection.commit()
+        code = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM unit').fetchone()[0])"
+        seen = subprocess.run(
+            [sys.executable, "-c", code, node.url.removeprefix("sqlite:///")], capture_output=True, text=True, check=True
+        )
+        assert seen.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("oracle://stsync:hunter2@127.0.0.1/st", ("'oracle'", "postgresql+psycopg")),
+        ("hunter2", ("database.url", "not a database URL")),
+        ("sqlite://", ("database.url", "sqlite:////path/st.db")),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "status", "install"])
+def test_a_database_url_that_is_none(node: Node, command: str, url: str, words: tuple[str, ...]) -> None:
+    """STYLE 12."""
+    change(node, node.url, url)
+    expect(node.command(command), 2, *words, secrets=("hunter2",))
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])

@@ -1,5 +1,7 @@
 """What a heartbeat says is true at every moment."""
 
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,31 @@ def test_a_batch_that_comes_meanwhile_is_not_past_retention(
         return AT_ONE
 
     link: Any = Link()
-    Pulse(database, node.settings, parts.topology, parts.writer, link, head=head, republished=lambda: 0).loop(stop)
+    pulse = Pulse(database, node.settings, parts.topology, parts.writer, link, head=head, republished=lambda: 0)
+    pulse.start(1)
+    pulse.loop(stop)
     beat = parse_body(parts.reader.open(parts.reader.verify(sent[0])), Heartbeat)
     assert (beat.sequence, beat.journal_first, beat.hash) == (1, 1, AT_ONE.hash)
+    for one in cluster.nodes.values():
+        one.close()
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgresql", "mariadb"])
+def test_no_number_is_given_twice(
+    new_database: NewDatabase, tmp_path: Path, database_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRAPS 34: to whatever sort of message, by whatever run, though the clock goes back; else a true message is a replayed one."""
+    cluster = make_cluster(
+        tmp_path / "c", database_kind, "amqp://nobody@127.0.0.1:1/%2F", new_database, schema=SCHEMA, tables=TABLES
+    )
+    given: list[int] = []
+    with cluster.primary.database.connect() as connection:
+        for _ in range(3):
+            given += nodestate.reserve_numbers(connection, 2)
+            connection.commit()
+            before = time.time_ns()
+            monkeypatch.setattr(time, "time_ns", lambda before=before: before - 86_400 * 10**9)
+    assert given == sorted(given)
+    assert min(later - earlier for earlier, later in pairwise(given)) >= 10**7
     for one in cluster.nodes.values():
         one.close()

@@ -169,7 +169,10 @@ def test_values_of_postgresql(new_cluster: MakeCluster) -> None:
             node.execute(f"ALTER DATABASE {name} SET {setting}")
     for node in cluster.nodes.values():
         node.engine.dispose()
-        seen = "-c timezone=Asia/Tokyo -c datestyle=Postgres,DMY -c extra_float_digits=3 -c intervalstyle=postgres_verbose -c bytea_output=hex"
+        seen = (
+            "-c timezone=Asia/Tokyo -c datestyle=Postgres,DMY -c extra_float_digits=3 -c intervalstyle=postgres_verbose"
+            " -c bytea_output=hex"
+        )
         node._engine = create_engine(node.url, connect_args={"options": seen})
     session = ["SET timezone = 'Asia/Kathmandu'", "SET datestyle = 'SQL, DMY'", "SET extra_float_digits = -15",
                "SET bytea_output = 'escape'", "SET intervalstyle = 'sql_standard'"]  # fmt: skip
