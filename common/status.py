@@ -7,8 +7,8 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import nodestate
-from common.bookkeeping import captured, journal, outbox, rejected, reports
+from common import capture_check, nodestate
+from common.bookkeeping import journal, outbox, rejected, reports
 from common.database import Database
 from common.nodestate import NodeState, Role, State
 from common.settings import Settings
@@ -61,7 +61,7 @@ def read(database: Database, settings: Settings) -> Status:
     running = service_runs(database)
     with database.connect(read_only=True) as connection:
         state = nodestate.read_installed(connection, settings)
-        warnings = _warnings(connection, database)
+        warnings = _warnings(connection, database, settings)
         if state.role is Role.PRIMARY:
             return _primary(connection, settings, state, running, warnings)
         return _secondary(connection, settings, state, running, warnings)
@@ -209,22 +209,10 @@ def _own_state(
     return State.IN_SYNC, None
 
 
-def _warnings(connection: Connection, database: Database) -> list[str]:
+def _warnings(connection: Connection, database: Database, settings: Settings) -> list[str]:
     found = []
     unfit = connection.execute(select(func.count()).select_from(rejected)).scalar_one()
     if unfit:
         reason = connection.execute(select(rejected.c.reason).order_by(rejected.c.id.desc()).limit(1)).scalar_one()
         found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
-    known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
-    tables = database.dialect.tables(connection)
-    changed = sorted(
-        name
-        for name, print_ in known.items()
-        if name not in tables or tables[name].overtaken or tables[name].fingerprint() != print_
-    )
-    if changed:
-        found.append(
-            f"the schema of {', '.join(changed)} changed since capture was installed, or other programs' triggers on it: run "
-            "`stsync install` on every node; a full synchronization is needed"
-        )
-    return found
+    return found + capture_check.faults(database, connection, settings)

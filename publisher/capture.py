@@ -1,19 +1,19 @@
 """Puts the listed tables under capture: bookkeeping tables and triggers, brought in line with the lists (DESIGN §4)."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import delete, inspect, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from common import __version__
+from common import __version__, capture_check
 from common.bookkeeping import captured, node, tables_of
+from common.capture_check import Marks
 from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
-from common.dialects.base import Trigger, run
+from common.dialects.base import run
 from common.nodestate import Role, State, now_ms, read_installed
 from common.schema import ListedTable
 from common.settings import Settings
@@ -21,12 +21,13 @@ from common.settings import Settings
 
 @dataclass(frozen=True)
 class Plan:
-    """What `install` would run: statements outside a transaction, then those inside one."""
+    """What `install` would run: statements outside a transaction, then those inside one; and what was lost without (`faults`)."""
 
     prepare: tuple[str, ...]
     statements: tuple[str, ...]
     listed: Mapping[str, ListedTable]
-    fingerprints: Mapping[str, tuple[str, str]]
+    marks: Mapping[str, Marks]
+    faults: tuple[str, ...] = ()
 
     @property
     def sql(self) -> str:
@@ -39,21 +40,22 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
     dialect = database.dialect
     listed = listed_tables(database, connection, settings)
     wanted = {trigger.name: trigger for table in listed.values() for trigger in dialect.triggers(table)}
-    fingerprints = {
-        name: (table.table.fingerprint(), _digest(t for t in wanted.values() if t.table == name))
+    marks = capture_check.wanted(dialect, listed)
+    installed = inspect(connection).has_table(captured.name)
+    known = capture_check.known(connection) if installed else {}
+    faults = capture_check.faults(database, connection, settings) if known else []
+    shown = capture_check.standing(dialect, connection)
+    changed = {
+        name
         for name, table in listed.items()
+        if table.table.overtaken or known.get(name) != replace(marks[name], standing=shown.get(name, ""))
     }
-    standing = dialect.installed(connection)
-    known = _known(connection)
-    present = {trigger.name for trigger in standing}
-    changed = {name for name, print_ in fingerprints.items() if known.get(name) != print_ or listed[name].table.overtaken}
-    changed |= {trigger.table for trigger in wanted.values() if trigger.name not in present}
     statements = list(_missing_tables(connection))
-    statements += [one for trigger in standing if trigger.name not in wanted for one in trigger.drop]
+    statements += [one for trigger in dialect.installed(connection) if trigger.name not in wanted for one in trigger.drop]
     for trigger in wanted.values():
         if trigger.table in changed:  # all of a table's: the order in which they are made may matter
             statements += trigger.create
-    return Plan(tuple(dialect.prepare(connection)), tuple(statements), listed, fingerprints)
+    return Plan(tuple(dialect.prepare(connection)), tuple(statements), listed, marks, tuple(faults))
 
 
 def install(database: Database, settings: Settings) -> Plan:
@@ -66,8 +68,9 @@ def install(database: Database, settings: Settings) -> Plan:
             run(connection, statement)
         _register_node(connection, settings)
         connection.execute(delete(captured))
-        for name, (fingerprint, triggers) in what.fingerprints.items():
-            connection.execute(captured.insert().values(table_name=name, fingerprint=fingerprint, triggers=triggers))
+        shown = capture_check.standing(database.dialect, connection)
+        for name, marks in what.marks.items():
+            connection.execute(captured.insert().values(table_name=name, **asdict(replace(marks, standing=shown[name]))))
         connection.commit()
     return what
 
@@ -86,16 +89,6 @@ def uninstall(database: Database) -> list[str]:
             run(connection, statement)
         connection.commit()
     return statements
-
-
-def _digest(triggers: Iterable[Trigger]) -> str:
-    return hashlib.sha256("\n".join(part for trigger in triggers for part in trigger.create).encode()).hexdigest()
-
-
-def _known(connection: Connection) -> dict[str, tuple[str, str]]:
-    if not inspect(connection).has_table(captured.name):
-        return {}
-    return {name: (fingerprint, triggers) for name, fingerprint, triggers in connection.execute(select(captured))}
 
 
 def _missing_tables(connection: Connection) -> Iterable[str]:

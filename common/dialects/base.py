@@ -32,12 +32,16 @@ KEEPALIVE = Keepalive()
 
 @dataclass(frozen=True)
 class Trigger:
-    """One trigger (or the function behind it): the statements that make and remove it."""
+    """One trigger (or the function behind it): the statements that make and remove it.
+
+    `definition`, of one that stands: all that the database shows of what it does and when; whether it runs at all, too.
+    """
 
     name: str
     table: str
     create: tuple[str, ...]
     drop: tuple[str, ...]
+    definition: str = ""
 
 
 class Cursor(Protocol):

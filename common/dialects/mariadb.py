@@ -60,6 +60,12 @@ _OTHERS_SQL = """
 SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_STATEMENT LIKE '%%@stsync_replay%%'
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'stsync\\\\_%%' ORDER BY TRIGGER_NAME
 """
+# With the time when each was made: a restored dump makes the very same ones, after it has made other rows.
+_INSTALLED_SQL = """
+SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE,
+       CONCAT_WS('\\n', CREATED, ACTION_TIMING, EVENT_MANIPULATION, SQL_MODE, ACTION_STATEMENT)
+FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\\\_%%'
+"""
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
 _TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
@@ -304,11 +310,10 @@ class Mariadb:
 
     def installed(self, connection: Connection) -> list[Trigger]:
         """See CaptureDialect."""
-        rows = connection.exec_driver_sql(
-            "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS"
-            " WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\_%%'"
-        )
-        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",)) for name, table in rows]
+        return [
+            Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",), definition)
+            for name, table, definition in connection.exec_driver_sql(_INSTALLED_SQL)
+        ]
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""

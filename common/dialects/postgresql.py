@@ -83,8 +83,11 @@ WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND c.relnamespace = curr
  AND t.tgname NOT LIKE 'stsync\\_%%' AND t.tgname NOT LIKE '!stsync\\_%%'
 ORDER BY t.tgname
 """
+# With the number of the table: a restored dump makes the very same triggers, after it has made other rows.
 _INSTALLED_SQL = """
-SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+SELECT t.tgname, c.relname,
+       concat_ws(E'\\n', c.oid, t.tgenabled, t.tgtype, p.proname, p.prosecdef, p.proconfig::text, p.prosrc)
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
@@ -272,8 +275,8 @@ class Postgresql:
     def installed(self, connection: Connection) -> list[Trigger]:
         """See CaptureDialect."""
         return [
-            Trigger(name, table, (), (f"DROP FUNCTION IF EXISTS {quote(name)}() CASCADE",))
-            for name, table in connection.exec_driver_sql(_INSTALLED_SQL)
+            Trigger(name, table, (), (f"DROP FUNCTION IF EXISTS {quote(name)}() CASCADE",), definition)
+            for name, table, definition in connection.exec_driver_sql(_INSTALLED_SQL)
         ]
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
@@ -289,7 +292,8 @@ class Postgresql:
 
         Statement-level, so that one outbox row holds many changes; key updates are captured row by row before the foreign
         keys cascade them and before other programs' row triggers (PostgreSQL fires them by name, and `!` comes before every
-        letter and digit): TRAPS 4.
+        letter and digit): TRAPS 4. They run for writers with session_replication_role = replica too; and whoever disables and
+        enables all of a table's triggers leaves ours enabled in another way, by which it is seen.
         """
         return [
             self._trigger(table, "stsync_i_", "AFTER INSERT", "REFERENCING NEW TABLE AS stsync_new", _insert_body(table)),
@@ -333,8 +337,9 @@ BEGIN
 END $stsync$"""
         drop = f"DROP TRIGGER IF EXISTS {quote(name)} ON {quote(table.name)}"
         create = f"CREATE TRIGGER {quote(name)} {when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
+        always = f"ALTER TABLE {quote(table.name)} ENABLE ALWAYS TRIGGER {quote(name)}"
         return Trigger(
-            name, table.name, (_PATH_SQL, function, drop, create), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
+            name, table.name, (_PATH_SQL, function, drop, create, always), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
         )
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:

@@ -268,9 +268,9 @@ class Sqlite:
     def installed(self, connection: Connection) -> list[Trigger]:
         """See CaptureDialect."""
         rows = connection.exec_driver_sql(
-            "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'stsync\\_%' ESCAPE '\\'"
+            "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'stsync\\_%' ESCAPE '\\'"
         )
-        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",)) for name, table in rows]
+        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",), sql) for name, table, sql in rows]
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""
