@@ -1,10 +1,12 @@
 """Puts the listed tables under capture: bookkeeping tables and triggers, brought in line with the lists (DESIGN §4)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import delete, inspect, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from common import __version__, capture_check
@@ -28,6 +30,8 @@ class Plan:
     listed: Mapping[str, ListedTable]
     marks: Mapping[str, Marks]
     faults: tuple[str, ...] = ()
+    changed: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
 
     @property
     def sql(self) -> str:
@@ -51,19 +55,33 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
         if table.table.overtaken or known.get(name) != replace(marks[name], standing=shown.get(name, ""))
     }
     statements = list(_missing_tables(connection))
-    statements += [one for trigger in dialect.installed(connection) if trigger.name not in wanted for one in trigger.drop]
+    unwanted = [trigger for trigger in dialect.installed(connection) if trigger.name not in wanted]
+    statements += [one for trigger in unwanted for one in trigger.drop]
     for trigger in wanted.values():
         if trigger.table in changed:  # all of a table's: the order in which they are made may matter
             statements += trigger.create
-    return Plan(tuple(dialect.prepare(connection)), tuple(statements), listed, marks, tuple(faults))
+    dropped = frozenset(trigger.table for trigger in unwanted)
+    return Plan(
+        tuple(dialect.prepare(connection)),
+        tuple(statements),
+        listed,
+        marks,
+        tuple(faults),
+        frozenset(changed) - dropped,
+        dropped,
+    )
 
 
 def install(database: Database, settings: Settings) -> Plan:
-    """Bring the database in line with the lists; safe to repeat. Raises Misconfigured, Unavailable."""
-    with database.connect() as connection:
+    """Bring the database in line with the lists; safe to repeat.
+
+    Raises Misconfigured, Unavailable; Refused when a table cannot be had because another transaction holds it.
+    """
+    with database.connect() as connection, _objections(database, connection):
         what = plan(database, connection, settings)
         connection.rollback()
         _outside_transaction(connection, what.prepare)
+        database.dialect.claim(connection, what.changed, what.dropped)
         for statement in what.statements:
             run(connection, statement)
         _register_node(connection, settings)
@@ -77,18 +95,33 @@ def install(database: Database, settings: Settings) -> Plan:
 
 def uninstall(database: Database) -> list[str]:
     """Remove the triggers and the bookkeeping tables; the statements that were run."""
-    with database.connect() as connection:
-        statements = [one for trigger in database.dialect.installed(connection) for one in trigger.drop]
+    with database.connect() as connection, _objections(database, connection):
+        standing = database.dialect.installed(connection)
+        statements = [one for trigger in standing for one in trigger.drop]
         existing = set(inspect(connection).get_table_names())
         statements += [
             f"DROP TABLE {database.dialect.quote(t.name)}"
             for t in reversed(tables_of(database.dialect.name))
             if t.name in existing
         ]
+        connection.rollback()
+        database.dialect.claim(connection, (), {trigger.table for trigger in standing})
         for statement in statements:
             run(connection, statement)
         connection.commit()
     return statements
+
+
+@contextmanager
+def _objections(database: Database, connection: Connection) -> Iterator[None]:
+    """What the administrator can do something about is told as that."""
+    try:
+        yield
+    except DBAPIError as exc:
+        found = database.dialect.objection(connection, exc.orig or exc)
+        if found is None:
+            raise
+        raise found from exc
 
 
 def _missing_tables(connection: Connection) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,6 +105,16 @@ class CaptureDialect(Protocol):
         """Statements that `install` runs once before everything else."""
 
 
+class InstallDialect(Protocol):
+    """How `install` and `uninstall` change tables that are in use."""
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """Before triggers are made on and dropped from these tables: no writer may wait long for that. Raises Refused."""
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """What an administrator has to do about the driver's error (Refused, Misconfigured); None where it is none of theirs."""
+
+
 class ReplayDialect(Protocol):
     """What replay needs: writers of rows, and a session that is marked so that its changes are not captured."""
 
@@ -170,8 +180,8 @@ class Stoppable(Protocol):
         """A descriptor that becomes readable when the process is to stop."""
 
 
-class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
-    """A whole dialect: one module, the sum of what capture, replay and processes need."""
+class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Protocol):
+    """A whole dialect: one module, the sum of what capture, `install`, replay and processes need."""
 
     name: str
     errors: tuple[type[BaseException], ...]

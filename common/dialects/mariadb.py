@@ -3,7 +3,7 @@
 import hashlib
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pymysql
@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from common.changes import SEPARATOR
+from common.dialects import mariadb_ddl
 from common.dialects.base import (
     KEEPALIVE,
     Cursor,
@@ -329,6 +330,14 @@ class Mariadb:
             _trigger(table, "stsync_d_", "DELETE", _when(table, "OLD", delete)),
         ]
 
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """See InstallDialect."""
+        mariadb_ddl.claim(connection, changed, dropped)
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """See InstallDialect."""
+        return mariadb_ddl.objection(connection, exc)
+
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""
         return MariadbWriter(table, columns, quote)
@@ -376,12 +385,11 @@ def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:
     name = f"{prefix}{table.name}"
     if len(name) > 64:
         name = f"{prefix}{table.name[:40]}_{hashlib.sha256(table.name.encode()).hexdigest()[:12]}"
-    drop = f"DROP TRIGGER IF EXISTS {quote(name)}"
-    create = (
-        f"CREATE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
+    create = (  # replaced in one statement, which commits by itself: writers get by before it and after it, never in between
+        f"CREATE OR REPLACE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
         f"IF @stsync_replay IS NULL THEN\n  {body}\nEND IF"
     )
-    return Trigger(name, table.name, (drop, create), (drop,))
+    return Trigger(name, table.name, (create,), (f"DROP TRIGGER IF EXISTS {quote(name)}",))
 
 
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:

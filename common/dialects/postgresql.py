@@ -3,7 +3,7 @@
 import hashlib
 import re
 import select
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -12,6 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
+from common.dialects import postgresql_ddl
 from common.dialects.base import (
     KEEPALIVE,
     JsonWriter,
@@ -336,11 +337,21 @@ BEGIN
   RETURN NULL;
 END $stsync$"""
         drop = f"DROP TRIGGER IF EXISTS {quote(name)} ON {quote(table.name)}"
-        create = f"CREATE TRIGGER {quote(name)} {when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
+        how = f"{when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
+        create = f"CREATE OR REPLACE TRIGGER {quote(name)} {how}"  # its lock, unlike that of dropping, lets readers by
         always = f"ALTER TABLE {quote(table.name)} ENABLE ALWAYS TRIGGER {quote(name)}"
         return Trigger(
-            name, table.name, (_PATH_SQL, function, drop, create, always), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
+            name, table.name, (_PATH_SQL, function, create, always), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
         )
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """See InstallDialect."""
+        postgresql_ddl.claim(connection, list(map(quote, changed)), list(map(quote, dropped)))
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """See InstallDialect."""
+        del connection
+        return postgresql_ddl.objection(exc)
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""

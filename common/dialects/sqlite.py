@@ -3,7 +3,7 @@
 import fcntl
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,18 @@ class Sqlite:
     def triggers(self, table: ListedTable) -> list[Trigger]:
         """See CaptureDialect."""
         return triggers(table)
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """See InstallDialect: a transaction has the whole database from its beginning, and holds up nobody until then."""
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """See InstallDialect."""
+        path, code = connection.engine.url.database, getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return None
+        return Misconfigured(
+            f"database {path}: {exc}; this user needs to write the file and its directory: chown or chmod them"
+        )
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""
