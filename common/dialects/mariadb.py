@@ -35,7 +35,8 @@ _SESSION = (
     "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20"
 )
 _TABLES_SQL = """
-SELECT TABLE_NAME FROM information_schema.TABLES
+SELECT t.TABLE_NAME, IF(e.TRANSACTIONS = 'YES', NULL, COALESCE(t.ENGINE, 'unknown'))
+FROM information_schema.TABLES t LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE
 WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_NAME NOT LIKE 'stsync\\\\_%%'
 """
 _COLUMNS_SQL = """
@@ -301,8 +302,9 @@ class Mariadb:
                 frozenset(parents.get(name, ())),
                 triggers=tuple(others.get(name, ())),
                 silent=frozenset(silent.get(name, ())),
+                obstacle=None if engine is None else _without_transactions(name, engine),
             )
-            for (name,) in found
+            for name, engine in found
         )
 
     def same_name(self, left: str, right: str) -> bool:
@@ -365,6 +367,13 @@ class Mariadb:
         if number in _AWAY or 2000 <= number < 3000 or isinstance(exc, pymysql.err.InterfaceError):
             return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
         return NotApplicable(f"{_VALUE.sub(_WITHOUT, message)} ({number})")
+
+
+def _without_transactions(table: str, engine: str) -> str:
+    return (
+        f"is kept by the engine {engine}, which knows no transactions: what is rolled back, or cut short by a crash, stays in it; "
+        f"ALTER TABLE {table} ENGINE = InnoDB, or take it from the list"
+    )
 
 
 def _keep_alive(connection: Any) -> None:

@@ -62,7 +62,9 @@ SELECT c.oid, c.relname,
             WHEN EXISTS (SELECT 1 FROM pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent))
             THEN 'inherits or is inherited from, and changes made through the other table would be missed'
             WHEN EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
-            THEN 'has a deferrable primary key, so that two rows may have one key for a while' END
+            THEN 'has a deferrable primary key, so that two rows may have one key for a while'
+            WHEN c.relpersistence = 'u' THEN 'is UNLOGGED: a crash of the server empties it, and no other node knows; ALTER TABLE '
+             || quote_ident(c.relname) || ' SET LOGGED, or take it from the list' END
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
