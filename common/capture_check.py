@@ -62,7 +62,7 @@ def faults(database: Database, connection: Connection, settings: Settings) -> li
     if altered:
         found.append(
             f"the schema of {_names(altered)} changed since capture was installed, or other programs' triggers on it: run "
-            "`stsync install` on every node; a full synchronization is needed"
+            "`stsync install` on every node, as programs that write it may fail until then; a full synchronization is needed"
         )
     if lost:
         found.append(

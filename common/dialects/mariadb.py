@@ -396,9 +396,15 @@ def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:
         name = f"{prefix}{table.name[:40]}_{hashlib.sha256(table.name.encode()).hexdigest()[:12]}"
     create = (  # replaced in one statement, which commits by itself: writers get by before it and after it, never in between
         f"CREATE OR REPLACE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
-        f"IF @stsync_replay IS NULL THEN\n  {body}\nEND IF"
+        f"BEGIN\n  {_altered(table.name)}\n  IF @stsync_replay IS NULL THEN\n  {body}\n  END IF;\nEND"
     )
     return Trigger(name, table.name, (create,), (f"DROP TRIGGER IF EXISTS {quote(name)}",))
+
+
+def _altered(table: str) -> str:
+    """Columns that the trigger names are gone: the writer, who fails, is told more than that (in 128 characters at most)."""
+    told = f"stsync: columns of {table} changed; run `stsync install` on every node"
+    return f"DECLARE EXIT HANDLER FOR 1054 SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {_literal(told[:128])};"
 
 
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
