@@ -160,13 +160,15 @@ refusals = Table(
     Column("text", _Long, nullable=False),
     **_OPTIONS,
 )
-# What was captured when triggers were installed, to notice a later change of the schema (TRAPS 6).
+# What was captured when triggers were installed, to notice a later change of the schema or of the triggers (TRAPS 6,
+# common.capture_check).
 captured = Table(
     "stsync_captured",
     metadata,
     Column("table_name", String(191), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
     Column("triggers", String(64), nullable=False),
+    Column("standing", String(64), nullable=False),
     **_OPTIONS,
 )
 # SQLite only: holds a row while this transaction replays (TRAPS 5).

@@ -127,6 +127,7 @@ class IntervalSettings(_Section):
     report_min_s: Positive = 0.1
     catch_up_retry_s: Positive = 2.0
     offline_after_s: Positive = 10.0
+    capture_check_s: Positive = 30.0  # how often the service looks whether the triggers still stand
     stop_within_s: Positive = 30.0  # how long a service that is to stop waits for a database that says nothing
 
 

@@ -7,8 +7,8 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import freshness, nodestate
-from common.bookkeeping import captured, journal, outbox, rejected, reports
+from common import capture_check, freshness, nodestate
+from common.bookkeeping import journal, outbox, rejected, reports
 from common.database import Database
 from common.nodestate import NodeState, Role, State
 from common.settings import Settings
@@ -226,16 +226,4 @@ def _warnings(connection: Connection, database: Database, settings: Settings) ->
         found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
     offsets = nodestate.offsets(connection)
     found += [freshness.sentence(name, offsets[name]) for name in settings.cluster.names if name in offsets]
-    known = {row.table_name: row.fingerprint for row in connection.execute(select(captured))}
-    tables = database.dialect.tables(connection)
-    changed = sorted(
-        name
-        for name, print_ in known.items()
-        if name not in tables or tables[name].overtaken or tables[name].fingerprint() != print_
-    )
-    if changed:
-        found.append(
-            f"the schema of {', '.join(changed)} changed since capture was installed, or other programs' triggers on it: run "
-            "`stsync install` on every node; a full synchronization is needed"
-        )
-    return found
+    return found + capture_check.faults(database, connection, settings)

@@ -36,7 +36,7 @@ class _Moved(NamedTuple):
     """Where a transaction moves the position; `check` as nodestate.advance gives it."""
 
     after: Position
-    lag_ms: float
+    lag_ms: float | None
     check: nodestate.Check
 
 

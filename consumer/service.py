@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 
 from common import nodestate
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
+from common.capture_watch import CaptureWatch
 from common.crew import Crew
 from common.errors import Fault, Unavailable
 from common.link_log import LinkLog
@@ -35,6 +36,7 @@ class SecondaryService:
         self._link_log = LinkLog("secondary")
         self._crew = Crew(runtime.stop)
         self._lists = LiveLists(runtime.database, settings)
+        self._watch = CaptureWatch(runtime.database, settings)
         self._arrived: queue.Queue[Delivery] = queue.Queue()
         self._forgotten = 0
         self._publish = PublishLink(
@@ -93,6 +95,7 @@ class SecondaryService:
 
     def _look_around(self) -> None:
         self._lists.refresh()
+        self._watch.look()
         patience_s = self._runtime.settings.intervals.offline_after_s
         standing = self._applier.standing()
         silent = standing.heard_s is None or standing.heard_s > patience_s

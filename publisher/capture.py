@@ -1,19 +1,21 @@
 """Puts the listed tables under capture: bookkeeping tables and triggers, brought in line with the lists (DESIGN §4)."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import delete, inspect, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from common import __version__
+from common import __version__, capture_check
 from common.bookkeeping import captured, node, tables_of
+from common.capture_check import Marks
 from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
-from common.dialects.base import Trigger, run
+from common.dialects.base import run
 from common.nodestate import Role, State, now_ms, read_installed
 from common.schema import ListedTable
 from common.settings import Settings
@@ -21,12 +23,15 @@ from common.settings import Settings
 
 @dataclass(frozen=True)
 class Plan:
-    """What `install` would run: statements outside a transaction, then those inside one."""
+    """What `install` would run: statements outside a transaction, then those inside one; and what was lost without (`faults`)."""
 
     prepare: tuple[str, ...]
     statements: tuple[str, ...]
     listed: Mapping[str, ListedTable]
-    fingerprints: Mapping[str, tuple[str, str]]
+    marks: Mapping[str, Marks]
+    faults: tuple[str, ...] = ()
+    changed: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
 
     @property
     def sql(self) -> str:
@@ -39,63 +44,84 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
     dialect = database.dialect
     listed = listed_tables(database, connection, settings)
     wanted = {trigger.name: trigger for table in listed.values() for trigger in dialect.triggers(table)}
-    fingerprints = {
-        name: (table.table.fingerprint(), _digest(t for t in wanted.values() if t.table == name))
+    marks = capture_check.wanted(dialect, listed)
+    installed = inspect(connection).has_table(captured.name)
+    known = capture_check.known(connection) if installed else {}
+    faults = capture_check.faults(database, connection, settings) if known else []
+    shown = capture_check.standing(dialect, connection)
+    changed = {
+        name
         for name, table in listed.items()
+        if table.table.overtaken or known.get(name) != replace(marks[name], standing=shown.get(name, ""))
     }
-    standing = dialect.installed(connection)
-    known = _known(connection)
-    present = {trigger.name for trigger in standing}
-    changed = {name for name, print_ in fingerprints.items() if known.get(name) != print_ or listed[name].table.overtaken}
-    changed |= {trigger.table for trigger in wanted.values() if trigger.name not in present}
     statements = list(_missing_tables(connection))
-    statements += [one for trigger in standing if trigger.name not in wanted for one in trigger.drop]
+    unwanted = [trigger for trigger in dialect.installed(connection) if trigger.name not in wanted]
+    statements += [one for trigger in unwanted for one in trigger.drop]
     for trigger in wanted.values():
         if trigger.table in changed:  # all of a table's: the order in which they are made may matter
             statements += trigger.create
-    return Plan(tuple(dialect.prepare(connection)), tuple(statements), listed, fingerprints)
+    dropped = frozenset(trigger.table for trigger in unwanted)
+    return Plan(
+        tuple(dialect.prepare(connection)),
+        tuple(statements),
+        listed,
+        marks,
+        tuple(faults),
+        frozenset(changed) - dropped,
+        dropped,
+    )
 
 
 def install(database: Database, settings: Settings) -> Plan:
-    """Bring the database in line with the lists; safe to repeat. Raises Misconfigured, Unavailable."""
-    with database.connect() as connection:
+    """Bring the database in line with the lists; safe to repeat.
+
+    Raises Misconfigured, Unavailable; Refused when a table cannot be had because another transaction holds it.
+    """
+    with database.connect() as connection, _objections(database, connection):
         what = plan(database, connection, settings)
         connection.rollback()
         _outside_transaction(connection, what.prepare)
+        database.dialect.claim(connection, what.changed, what.dropped)
         for statement in what.statements:
             run(connection, statement)
         _register_node(connection, settings)
         connection.execute(delete(captured))
-        for name, (fingerprint, triggers) in what.fingerprints.items():
-            connection.execute(captured.insert().values(table_name=name, fingerprint=fingerprint, triggers=triggers))
+        shown = capture_check.standing(database.dialect, connection)
+        for name, marks in what.marks.items():
+            connection.execute(captured.insert().values(table_name=name, **asdict(replace(marks, standing=shown[name]))))
         connection.commit()
     return what
 
 
 def uninstall(database: Database) -> list[str]:
     """Remove the triggers and the bookkeeping tables; the statements that were run."""
-    with database.connect() as connection:
-        statements = [one for trigger in database.dialect.installed(connection) for one in trigger.drop]
+    with database.connect() as connection, _objections(database, connection):
+        standing = database.dialect.installed(connection)
+        statements = [one for trigger in standing for one in trigger.drop]
         existing = set(inspect(connection).get_table_names())
         statements += [
             f"DROP TABLE {database.dialect.quote(t.name)}"
             for t in reversed(tables_of(database.dialect.name))
             if t.name in existing
         ]
+        connection.rollback()
+        database.dialect.claim(connection, (), {trigger.table for trigger in standing})
         for statement in statements:
             run(connection, statement)
         connection.commit()
     return statements
 
 
-def _digest(triggers: Iterable[Trigger]) -> str:
-    return hashlib.sha256("\n".join(part for trigger in triggers for part in trigger.create).encode()).hexdigest()
-
-
-def _known(connection: Connection) -> dict[str, tuple[str, str]]:
-    if not inspect(connection).has_table(captured.name):
-        return {}
-    return {name: (fingerprint, triggers) for name, fingerprint, triggers in connection.execute(select(captured))}
+@contextmanager
+def _objections(database: Database, connection: Connection) -> Iterator[None]:
+    """What the administrator can do something about is told as that."""
+    try:
+        yield
+    except DBAPIError as exc:
+        found = database.dialect.objection(connection, exc.orig or exc)
+        if found is None:
+            raise
+        raise found from exc
 
 
 def _missing_tables(connection: Connection) -> Iterable[str]:

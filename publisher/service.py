@@ -7,6 +7,7 @@ import structlog
 
 from common import nodestate
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
+from common.capture_watch import CaptureWatch
 from common.changes import Position
 from common.crew import Crew
 from common.errors import Fault, Unavailable
@@ -39,6 +40,7 @@ class PrimaryService:
         self._link_log = LinkLog("primary")
         self._crew = Crew(runtime.stop)
         self._lists = LiveLists(runtime.database, runtime.settings)
+        self._watch = CaptureWatch(runtime.database, runtime.settings)
         state = runtime.state
         self._sender = Sender(runtime.database, runtime.topology, state.published, state.position.sequence)
         self._relay = Relay(
@@ -112,6 +114,7 @@ class PrimaryService:
 
     def _look_around(self) -> None:
         self._lists.refresh()
+        self._watch.look()
         if self._control.silent_s() > self._settings.intervals.offline_after_s:
             self._consume.renew_after(self._settings.intervals.offline_after_s)
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,12 +33,16 @@ KEEPALIVE = Keepalive()
 
 @dataclass(frozen=True)
 class Trigger:
-    """One trigger (or the function behind it): the statements that make and remove it."""
+    """One trigger (or the function behind it): the statements that make and remove it.
+
+    `definition`, of one that stands: all that the database shows of what it does and when; whether it runs at all, too.
+    """
 
     name: str
     table: str
     create: tuple[str, ...]
     drop: tuple[str, ...]
+    definition: str = ""
 
 
 class Cursor(Protocol):
@@ -100,6 +104,16 @@ class CaptureDialect(Protocol):
 
     def prepare(self, connection: Connection) -> list[str]:
         """Statements that `install` runs once before everything else."""
+
+
+class InstallDialect(Protocol):
+    """How `install` and `uninstall` change tables that are in use."""
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """Before triggers are made on and dropped from these tables: no writer may wait long for that. Raises Refused."""
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """What an administrator has to do about the driver's error (Refused, Misconfigured); None where it is none of theirs."""
 
 
 class ReplayDialect(Protocol):
@@ -185,8 +199,8 @@ class Stoppable(Protocol):
         """A descriptor that becomes readable when the process is to stop."""
 
 
-class Dialect(CaptureDialect, ReplayDialect, EngineDialect, Protocol):
-    """A whole dialect: one module, the sum of what capture, replay and processes need."""
+class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Protocol):
+    """A whole dialect: one module, the sum of what capture, `install`, replay and processes need."""
 
     name: str
     errors: tuple[type[BaseException], ...]

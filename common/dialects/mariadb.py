@@ -3,7 +3,7 @@
 import hashlib
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import NoneType
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from common.changes import SEPARATOR
+from common.dialects import mariadb_ddl
 from common.dialects.base import (
     KEEPALIVE,
     Cursor,
@@ -39,7 +40,8 @@ _SESSION = (
     "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20"
 )
 _TABLES_SQL = """
-SELECT TABLE_NAME FROM information_schema.TABLES
+SELECT t.TABLE_NAME, IF(e.TRANSACTIONS = 'YES', NULL, COALESCE(t.ENGINE, 'unknown'))
+FROM information_schema.TABLES t LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE
 WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_NAME NOT LIKE 'stsync\\\\_%%'
 """
 _COLUMNS_SQL = """
@@ -69,6 +71,12 @@ _READ_SQL = (
     "SELECT CONCAT_WS(' ', id, row_count, canonical, CHAR_LENGTH(table_name), CHAR_LENGTH(kind),"
     " CONCAT(table_name, kind, columns_json)), rows_json FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s"
 )
+# With the time when each was made: a restored dump makes the very same ones, after it has made other rows.
+_INSTALLED_SQL = """
+SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE,
+       CONCAT_WS('\\n', CREATED, ACTION_TIMING, EVENT_MANIPULATION, SQL_MODE, ACTION_STATEMENT)
+FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\\\_%%'
+"""
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
 _TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
@@ -368,8 +376,9 @@ class Mariadb:
                 frozenset(parents.get(name, ())),
                 triggers=tuple(others.get(name, ())),
                 silent=frozenset(silent.get(name, ())),
+                obstacle=None if engine is None else _without_transactions(name, engine),
             )
-            for (name,) in found
+            for name, engine in found
         )
 
     def same_name(self, left: str, right: str) -> bool:
@@ -378,11 +387,10 @@ class Mariadb:
 
     def installed(self, connection: Connection) -> list[Trigger]:
         """See CaptureDialect."""
-        rows = connection.exec_driver_sql(
-            "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE FROM information_schema.TRIGGERS"
-            " WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\_%%'"
-        )
-        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",)) for name, table in rows]
+        return [
+            Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",), definition)
+            for name, table, definition in connection.exec_driver_sql(_INSTALLED_SQL)
+        ]
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""
@@ -397,6 +405,14 @@ class Mariadb:
             _trigger(table, "stsync_u_", "UPDATE", _update_body(table, insert, delete)),
             _trigger(table, "stsync_d_", "DELETE", _when(table, "OLD", delete)),
         ]
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """See InstallDialect."""
+        mariadb_ddl.claim(connection, changed, dropped)
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """See InstallDialect."""
+        return mariadb_ddl.objection(connection, exc)
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""
@@ -447,6 +463,13 @@ def _taken_apart(head: str) -> tuple[str, str, str, int, int]:
     return texts[:kind], texts[kind:columns], texts[columns:], int(count), int(canonical)
 
 
+def _without_transactions(table: str, engine: str) -> str:
+    return (
+        f"is kept by the engine {engine}, which knows no transactions: what is rolled back, or cut short by a crash, stays in it; "
+        f"ALTER TABLE {table} ENGINE = InnoDB, or take it from the list"
+    )
+
+
 def _keep_alive(connection: Any) -> None:
     """PyMySQL only switches keepalive on, with the kernel's two hours; a read time-out would also end long statements."""
     found = connection._sock  # noqa: SLF001 (the only way but making the socket ourselves)
@@ -465,12 +488,17 @@ def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:
     name = f"{prefix}{table.name}"
     if len(name) > 64:
         name = f"{prefix}{table.name[:40]}_{hashlib.sha256(table.name.encode()).hexdigest()[:12]}"
-    drop = f"DROP TRIGGER IF EXISTS {quote(name)}"
-    create = (
-        f"CREATE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
-        f"IF @stsync_replay IS NULL THEN\n  {body}\nEND IF"
+    create = (  # replaced in one statement, which commits by itself: writers get by before it and after it, never in between
+        f"CREATE OR REPLACE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
+        f"BEGIN\n  {_altered(table.name)}\n  IF @stsync_replay IS NULL THEN\n  {body}\n  END IF;\nEND"
     )
-    return Trigger(name, table.name, (drop, create), (drop,))
+    return Trigger(name, table.name, (create,), (f"DROP TRIGGER IF EXISTS {quote(name)}",))
+
+
+def _altered(table: str) -> str:
+    """Columns that the trigger names are gone: the writer, who fails, is told more than that (in 128 characters at most)."""
+    told = f"stsync: columns of {table} changed; run `stsync install` on every node"
+    return f"DECLARE EXIT HANDLER FOR 1054 SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {_literal(told[:128])};"
 
 
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:

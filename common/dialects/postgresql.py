@@ -3,7 +3,7 @@
 import hashlib
 import re
 import select
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from common.changes import Kind
+from common.dialects import postgresql_ddl
 from common.dialects.base import (
     KEEPALIVE,
     OUTBOX_COLUMNS,
@@ -65,7 +66,9 @@ SELECT c.oid, c.relname,
             WHEN EXISTS (SELECT 1 FROM pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent))
             THEN 'inherits or is inherited from, and changes made through the other table would be missed'
             WHEN EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
-            THEN 'has a deferrable primary key, so that two rows may have one key for a while' END
+            THEN 'has a deferrable primary key, so that two rows may have one key for a while'
+            WHEN c.relpersistence = 'u' THEN 'is UNLOGGED: a crash of the server empties it, and no other node knows; ALTER TABLE '
+             || quote_ident(c.relname) || ' SET LOGGED, or take it from the list' END
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
@@ -87,8 +90,11 @@ WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND c.relnamespace = curr
  AND t.tgname NOT LIKE 'stsync\\_%%' AND t.tgname NOT LIKE '!stsync\\_%%'
 ORDER BY t.tgname
 """
+# With the number of the table: a restored dump makes the very same triggers, after it has made other rows.
 _INSTALLED_SQL = """
-SELECT t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+SELECT t.tgname, c.relname,
+       concat_ws(E'\\n', c.oid, t.tgenabled, t.tgtype, p.proname, p.prosecdef, p.proconfig::text, p.prosrc)
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
@@ -287,8 +293,8 @@ class Postgresql:
     def installed(self, connection: Connection) -> list[Trigger]:
         """See CaptureDialect."""
         return [
-            Trigger(name, table, (), (f"DROP FUNCTION IF EXISTS {quote(name)}() CASCADE",))
-            for name, table in connection.exec_driver_sql(_INSTALLED_SQL)
+            Trigger(name, table, (), (f"DROP FUNCTION IF EXISTS {quote(name)}() CASCADE",), definition)
+            for name, table, definition in connection.exec_driver_sql(_INSTALLED_SQL)
         ]
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
@@ -304,7 +310,8 @@ class Postgresql:
 
         Statement-level, so that one outbox row holds many changes; key updates are captured row by row before the foreign
         keys cascade them and before other programs' row triggers (PostgreSQL fires them by name, and `!` comes before every
-        letter and digit): TRAPS 4.
+        letter and digit): TRAPS 4. They run for writers with session_replication_role = replica too; and whoever disables and
+        enables all of a table's triggers leaves ours enabled in another way, by which it is seen.
         """
         return [
             self._trigger(table, "stsync_i_", "AFTER INSERT", "REFERENCING NEW TABLE AS stsync_new", _insert_body(table)),
@@ -347,10 +354,21 @@ BEGIN
   RETURN NULL;
 END $stsync$"""
         drop = f"DROP TRIGGER IF EXISTS {quote(name)} ON {quote(table.name)}"
-        create = f"CREATE TRIGGER {quote(name)} {when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
+        how = f"{when} ON {quote(table.name)} {referencing} {each} EXECUTE FUNCTION {quote(name)}()"
+        create = f"CREATE OR REPLACE TRIGGER {quote(name)} {how}"  # its lock, unlike that of dropping, lets readers by
+        always = f"ALTER TABLE {quote(table.name)} ENABLE ALWAYS TRIGGER {quote(name)}"
         return Trigger(
-            name, table.name, (_PATH_SQL, function, drop, create), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
+            name, table.name, (_PATH_SQL, function, create, always), (drop, f"DROP FUNCTION IF EXISTS {quote(name)}()")
         )
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """See InstallDialect."""
+        postgresql_ddl.claim(connection, list(map(quote, changed)), list(map(quote, dropped)))
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """See InstallDialect."""
+        del connection
+        return postgresql_ddl.objection(exc)
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""

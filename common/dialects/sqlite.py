@@ -4,7 +4,7 @@ import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -315,9 +315,9 @@ class Sqlite:
     def installed(self, connection: Connection) -> list[Trigger]:
         """See CaptureDialect."""
         rows = connection.exec_driver_sql(
-            "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'stsync\\_%' ESCAPE '\\'"
+            "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'stsync\\_%' ESCAPE '\\'"
         )
-        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",)) for name, table in rows]
+        return [Trigger(name, table, (), (f"DROP TRIGGER IF EXISTS {quote(name)}",), sql) for name, table, sql in rows]
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""
@@ -326,6 +326,18 @@ class Sqlite:
     def triggers(self, table: ListedTable) -> list[Trigger]:
         """See CaptureDialect."""
         return triggers(table)
+
+    def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
+        """See InstallDialect: a transaction has the whole database from its beginning, and holds up nobody until then."""
+
+    def objection(self, connection: Connection, exc: BaseException) -> StsyncError | None:
+        """See InstallDialect."""
+        path, code = connection.engine.url.database, getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return None
+        return Misconfigured(
+            f"database {path}: {exc}; this user needs to write the file and its directory: chown or chmod them"
+        )
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""

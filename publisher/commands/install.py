@@ -36,6 +36,8 @@ def install(
     done = capture.install(database, settings)
     tables = f"{len(done.listed)} tables under capture in {database.address}"
     typer.echo(f"{tables}: {', '.join(done.listed) or 'none'}")
+    for fault in done.faults:
+        typer.echo(f"until now: {fault}", err=True)
     for table in done.listed.values():
         for trigger in table.table.triggers:
             if not trigger.minds_replay:

@@ -1,0 +1,52 @@
+"""Tables that cannot keep what was committed, or keep what was not, are refused by name, on every node."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import NewDatabase
+from tests.harness import Cluster, make_cluster
+
+NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
+SCHEMA = ("CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(40))",)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Cluster]:
+    """A primary and a secondary with capture installed and no service."""
+    nodes = ("st1", "st2")
+    made = make_cluster(tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables="unit\n", nodes=nodes)
+    yield made
+    for node in made.nodes.values():
+        node.close()
+
+
+def refused(cluster: Cluster, spoil: str, *words: str, mend: str) -> None:
+    """Once spoiled, `install` refuses and `status` warns, with place, table and remedy; mended, all is well."""
+    for node in cluster.nodes.values():
+        node.execute(spoil)
+        done = node.command("install")
+        assert done.returncode == 2, done.stdout + done.stderr
+        (told,) = node.status()["warnings"]
+        for word in ("sync_tables.conf:1: table unit cannot be captured", *words):
+            assert word in done.stderr
+            assert word in told
+        node.execute(mend)
+        assert node.command("install").returncode == 0
+        assert node.status()["warnings"] == []
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+@pytest.mark.parametrize("engine", ["MyISAM", "Aria", "MEMORY"])
+def test_a_table_without_transactions_is_refused(cluster: Cluster, engine: str) -> None:
+    """TRAPS 1, 7: what is rolled back stays in it, and is not in the outbox; a secondary could not keep data and position together."""
+    mend = "ALTER TABLE unit ENGINE = InnoDB"
+    refused(cluster, f"ALTER TABLE unit ENGINE = {engine}", engine, "no transactions", mend, mend=mend)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_an_unlogged_table_is_refused(cluster: Cluster) -> None:
+    """TRAPS 7: a crash of the server empties it, and the position stays."""
+    mend = "ALTER TABLE unit SET LOGGED"
+    refused(cluster, "ALTER TABLE unit SET UNLOGGED", "UNLOGGED", "crash", mend, mend=mend)
