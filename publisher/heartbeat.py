@@ -22,7 +22,8 @@ _LIFETIMES = 10  # a heartbeat that is older than so many intervals says nothing
 
 
 class Pulse:
-    """Publishes heartbeats. `head` is the relay's position, `republished` the sender's (see common.wire.Heartbeat)."""
+    """Publishes heartbeats. `head` is the relay's position, `republished` the sender's (see common.wire.Heartbeat), `number` the
+    first that no earlier process used (common.nodestate.next_number)."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Pulse:
         writer: Writer,
         link: PublishLink,
         *,
+        number: int,
         head: Callable[[], Position],
         republished: Callable[[], int],
     ) -> None:
@@ -42,13 +44,11 @@ class Pulse:
         self._link = link
         self._head = head
         self._republished = republished
-        self._number = 0
+        self._number = number
 
     def loop(self, stop: Stop) -> None:
         """Beat until stop; raises Unavailable when the database is away."""
         with self._database.connect(read_only=True) as connection:
-            self._number = max(self._number, nodestate.next_number(connection))  # the control thread reserves them
-            connection.rollback()
             while not stop.is_set():
                 self._beat(connection)
                 stop.wait(self._settings.intervals.heartbeat_s)
@@ -60,8 +60,8 @@ class Pulse:
         )  # read after the head: a journal that seems to begin after it is past retention
         published = nodestate.published(connection)
         connection.rollback()
-        self._number += 1
         beat = Heartbeat(self._number, head.sequence, head.hash, first, published, self._republished())
+        self._number += 1
         message = self._writer.write(
             MessageKind.HEARTBEAT, encode_body(beat), epoch=head.epoch, sequence=head.sequence, expires_in_s=lifetime_s
         )

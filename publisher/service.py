@@ -78,6 +78,7 @@ class PrimaryService:
             runtime.topology,
             runtime.writer,
             self._publish,
+            number=nodestate.next_number(state.numbered),  # the control thread reserves a range behind it
             head=lambda: self._relay.position,
             republished=lambda: self._sender.republished,
         )

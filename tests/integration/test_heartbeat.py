@@ -1,5 +1,6 @@
 """What a heartbeat says is true at every moment."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from common import nodestate, runtime
 from common.changes import Position
+from common.runtime import Runtime
 from common.service_lock import ServiceLock
 from common.stop import Stop
 from common.wire import Heartbeat, parse_body
@@ -14,7 +16,7 @@ from publisher import journal
 from publisher.composer import Batch
 from publisher.heartbeat import Pulse
 from tests.conftest import NewDatabase
-from tests.harness import make_cluster
+from tests.harness import Node, make_cluster
 from tests.integration.conftest import SCHEMA, TABLES
 
 AT_ONE = Position(1, 1, bytes(range(32)))
@@ -29,16 +31,7 @@ def test_a_batch_that_comes_meanwhile_is_not_past_retention(
         tmp_path / "c", database_kind, "amqp://nobody@127.0.0.1:1/%2F", new_database, schema=SCHEMA, tables=TABLES
     )
     node = cluster.primary
-    database, stop, sent = node.database, Stop(), []
-    with database.connect(read_only=True) as connection:
-        state = nodestate.read_installed(connection, node.settings)
-    parts = runtime.build(node.settings, database, state, stop, ServiceLock(database, stop))
-
-    class Link:
-        def publish(self, _exchange: str, _key: str, message: bytes, **_: Any) -> bool:
-            sent.append(message)
-            stop.set()
-            return True
+    database = node.database
 
     def head() -> Position:
         """As the relay moves it: the batch is in the journal first."""
@@ -47,9 +40,60 @@ def test_a_batch_that_comes_meanwhile_is_not_past_retention(
             connection.commit()
         return AT_ONE
 
-    link: Any = Link()
-    Pulse(database, node.settings, parts.topology, parts.writer, link, head=head, republished=lambda: 0).loop(stop)
-    beat = parse_body(parts.reader.open(parts.reader.verify(sent[0])), Heartbeat)
+    beat = first_beat(started(node), head)
     assert (beat.sequence, beat.journal_first, beat.hash) == (1, 1, AT_ONE.hash)
     for one in cluster.nodes.values():
         one.close()
+
+
+@pytest.mark.parametrize("reserved_first", [True, False])
+def test_a_primary_started_twice_within_seconds_repeats_no_number(
+    new_database: NewDatabase, tmp_path: Path, reserved_first: bool
+) -> None:
+    """TRAPS 34: whichever of its threads comes first; a number that comes again is refused as replayed, a false alarm."""
+    cluster = make_cluster(
+        tmp_path / "c", "sqlite", "amqp://nobody@127.0.0.1:1/%2F", new_database, schema=SCHEMA, tables=TABLES, nodes=("st1",)
+    )
+    numbers = []
+    for first in (True, reserved_first, False, reserved_first):
+        parts = started(cluster.primary)
+        if first:
+            reserve(parts)
+        numbers.append(first_beat(parts, lambda: AT_ONE).number)
+        if not first:
+            reserve(parts)
+    assert numbers == sorted(set(numbers))
+    cluster.primary.close()
+
+
+def started(node: Node) -> Runtime:
+    """What `stsync run` reads and builds before its threads begin."""
+    database, stop = node.database, Stop()
+    with database.connect(read_only=True) as connection:
+        state = nodestate.read_installed(connection, node.settings)
+    return runtime.build(node.settings, database, state, stop, ServiceLock(database, stop))
+
+
+def reserve(parts: Runtime) -> None:
+    """As the control thread does when it begins."""
+    with parts.database.connect() as connection:
+        nodestate.reserve_numbers(connection)
+        connection.commit()
+
+
+def first_beat(parts: Runtime, head: Callable[[], Position]) -> Heartbeat:
+    sent = []
+
+    class Link:
+        def publish(self, _exchange: str, _key: str, message: bytes, **_: Any) -> bool:
+            sent.append(message)
+            parts.stop.set()
+            return True
+
+    link: Any = Link()
+    number = nodestate.next_number(parts.state.numbered)
+    pulse = Pulse(
+        parts.database, parts.settings, parts.topology, parts.writer, link, number=number, head=head, republished=lambda: 0
+    )
+    pulse.loop(parts.stop)
+    return parse_body(parts.reader.open(parts.reader.verify(sent[0])), Heartbeat)
