@@ -52,7 +52,6 @@ class NodeState:
     lag_ms: float | None
     heard_ms: int
     heard_number: int
-    numbered: int
     last_full_sync_ms: int | None
 
 
@@ -111,7 +110,6 @@ def _state(row: Any) -> NodeState:
         lag_ms=row["lag_ms"],
         heard_ms=row["heard_ms"],
         heard_number=row["heard_number"],
-        numbered=row["numbered"],
         last_full_sync_ms=row["last_full_sync_ms"],
     )
 
@@ -139,17 +137,25 @@ def save(connection: Connection, **values: Any) -> None:
     connection.execute(update(node).where(node.c.id == 1).values(**values))
 
 
-def next_number(numbered: int) -> int:
-    """The first number for messages that no earlier process used, whatever the clock or an old backup says.
+def next_number(connection: Connection) -> int:
+    """The first number for messages that was never used before, whatever the clock or an old backup says."""
+    last = connection.execute(select(node.c.numbered)).scalar_one()
+    return int(max(last, time.time_ns() // 1000)) + 1
 
-    `numbered`: as it stood before anything of this process reserved any; read later, it is also what the next process would read.
+
+def next_beat(last_known: int) -> int:
+    """The first number for a primary's heartbeats, above those of any process before: the clock's microseconds.
+
+    That holds without anything being written first, which may have to wait while the secondaries want to hear the primary.
+    `last_known`: the `heard_number` in the database; where the clock was set back behind it, it is far above it.
     """
-    return max(numbered, time.time_ns() // 1000) + 1
+    now = time.time_ns() // 1000
+    return now if now > last_known else last_known + _RESERVE
 
 
 def reserve_numbers(connection: Connection) -> int:
     """The same, and a range behind it is not given again by a later process."""
-    first = next_number(int(connection.execute(select(node.c.numbered)).scalar_one()))
+    first = next_number(connection)
     save(connection, numbered=first + _RESERVE)
     return first
 

@@ -23,7 +23,7 @@ _LIFETIMES = 10  # a heartbeat that is older than so many intervals says nothing
 
 class Pulse:
     """Publishes heartbeats. `head` is the relay's position, `republished` the sender's (see common.wire.Heartbeat), `number` the
-    first that no earlier process used (common.nodestate.next_number)."""
+    first that no earlier process used (common.nodestate.next_beat)."""
 
     def __init__(
         self,

@@ -72,13 +72,14 @@ class PrimaryService:
             link=self._publish,
             head=lambda: self._relay.position,
         )
+        self._first_beat = nodestate.next_beat(state.heard_number)
         self._pulse = Pulse(
             runtime.database,
             self._settings,
             runtime.topology,
             runtime.writer,
             self._publish,
-            number=nodestate.next_number(state.numbered),  # the control thread reserves a range behind it
+            number=self._first_beat,
             head=lambda: self._relay.position,
             republished=lambda: self._sender.republished,
         )
@@ -164,6 +165,7 @@ class PrimaryService:
 
     def _serve_control(self) -> None:
         with self._database.connect() as connection, self._database.connect(read_only=True) as reading:
+            nodestate.save(connection, heard_number=self._first_beat)
             self._control.start(connection)
             next_save = next_prune = time.monotonic()
             serving = False
