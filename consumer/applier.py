@@ -328,7 +328,9 @@ class Applier:
             patience, since = (0.0 if self._assembly.waiting else _GRACE_S), self._progress
         if now - since >= patience and self._ask(first, CATCH_UP_BATCHES):
             self._asked = (first, first + CATCH_UP_BATCHES - 1, now)
-            self._catching_up_until = max(self._catching_up_until, self._head[1])
+            self._catching_up_until = max(
+                self._catching_up_until, self._asked[1]
+            )  # the primary may have more than is known here
             self._log.info("catch_up_asked", first=first, head=self._head[1])
 
     def _retry(self, connection: Connection, now: float) -> None:
