@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.main import main
+from tests import crashpoints
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -94,4 +95,6 @@ def _become(arguments: list[str], out: str, errors: str, environment: dict[str, 
     os.environ.update(environment)
     os.chdir(directory)
     sys.argv = ["stsync", *arguments]
+    if crashpoints.VARIABLE in environment:
+        crashpoints.arm(environment[crashpoints.VARIABLE])
     main()
