@@ -394,7 +394,8 @@ class Applier:
         if now - since >= patience and self._ask(first, CATCH_UP_BATCHES):
             self._asked = (first, first + CATCH_UP_BATCHES - 1, now)
             self._unanswered = now if self._unanswered is None else self._unanswered
-            self._catching_up_until = max(self._catching_up_until, self._head[1])
+            # The answer may reach beyond the head that is known here.
+            self._catching_up_until = max(self._catching_up_until, self._asked[1])
             log = self._log.debug if first == asked_first else self._log.info  # once more is no news
             log("catch_up_asked", first=first, head=self._head[1])
 

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import event, text
@@ -98,15 +99,17 @@ class Node:
         document: dict[str, Any] = json.loads(found.stdout)
         return document
 
-    def start(self, *, cold: bool = False, **environment: str) -> None:
+    def start(self, environment: Mapping[str, str] = MappingProxyType({}), *, cold: bool = False) -> None:
         """Start the service; `cold`: see `command`, where its memory is measured."""
         arguments = ["run", "--config", str(self.config)]
         if not cold:
-            self.process = warm.WarmProcess(arguments, Path(os.devnull), self.home / "log", environment | self._clock())
+            self.process = warm.WarmProcess(
+                arguments, Path(os.devnull), self.home / "log", dict(environment) | self._clock()
+            )
             return
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*STSYNC, *arguments], stdout=subprocess.DEVNULL, stderr=log, env=os.environ | environment
+                [*STSYNC, *arguments], stdout=subprocess.DEVNULL, stderr=log, env=os.environ | dict(environment)
             )
 
     def turn_clock(self, seconds: float) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.main import main
+from tests import crashpoints
 
 CLOCK = "TESTS_CLOCK"  # names a file: by how many seconds the process's clock is wrong, at every moment
 
@@ -101,6 +102,8 @@ def _become(arguments: list[str], out: str, errors: str, environment: dict[str, 
     if CLOCK in environment:
         _turn_clock(Path(environment[CLOCK]))
     sys.argv = ["stsync", *arguments]
+    if crashpoints.VARIABLE in environment:
+        crashpoints.arm(environment[crashpoints.VARIABLE])
     main()
 
 

@@ -13,7 +13,7 @@ from deploy.servers.base import START_SECONDS, PrivateServer
 from deploy.servers.processes import environment, program, run
 
 _VERSIONS = Path("/usr/lib/postgresql")
-_FAST = ("fsync = off", "full_page_writes = off")  # a commit still reaches the operating system
+_FAST = ("fsync = off", "full_page_writes = off", "deadlock_timeout = 100ms")  # a commit still reaches the operating system
 
 
 class PrivatePostgreSQL(PrivateServer):

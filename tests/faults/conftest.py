@@ -9,7 +9,7 @@ import pytest
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster, new_cluster
 
-__all__ = ["cluster", "new_cluster", "wait_running", "wait_told"]
+__all__ = ["assert_whole", "cluster", "new_cluster", "wait_running", "wait_told"]
 
 
 def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -37,6 +37,22 @@ def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:
         lambda: {node.name: (node.sequence(), node.log[-2000:]) for node in cluster.nodes.values()},
         timeout_s,
     )
+
+
+def assert_whole(cluster: Cluster, timeout_s: float = 90.0) -> None:
+    """All nodes equal, their services alive, no hole in the journal, one history, nothing quarantined, and no alarm (TRAPS 34)."""
+    cluster.wait_equal(timeout_s)
+    head = cluster.primary.sequence()
+    journal = cluster.primary.rows("SELECT max(sequence), max(sequence) - min(sequence) + 1 - count(*) FROM stsync_journal")
+    assert journal == [(head, 0)], "the journal's end, and how many batches it lacks"
+    for node in cluster.nodes.values():
+        assert node.rows("SELECT table_name, kind, key_json, reason FROM stsync_quarantine") == []
+        assert node.rows("SELECT kind, source, text FROM stsync_refusals") == [], node.name
+        assert node.rows("SELECT reason FROM stsync_node WHERE state IN ('refused', 'needs_full_sync')") == []
+        assert node.process is not None
+        assert node.process.poll() is None, node.log[-3000:]
+    hashes = {node.name: bytes(node.rows("SELECT hash FROM stsync_node")[0][0]) for node in cluster.nodes.values()}
+    assert len(set(hashes.values())) == 1, hashes
 
 
 def _runs(node: Node) -> bool:

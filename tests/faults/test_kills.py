@@ -3,24 +3,20 @@
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 
 from deploy.servers import PrivateMariaDB, PrivatePostgreSQL, PrivateRabbitMQ
 from deploy.servers.processes import descendants
 from tests.conftest import NewDatabase
-from tests.faults.conftest import wait_arrived, wait_running, wait_told
+from tests.faults.conftest import assert_whole, wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import SCHEMA, TABLES, MakeCluster
+from tests.workload import pause, writing
 
 SEEDS = [1]
 LONG_SEEDS = [pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12)]
@@ -28,119 +24,9 @@ SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just befo
 Server = PrivatePostgreSQL | PrivateMariaDB
 
 
-@dataclass
-class Writer:
-    """A program that changes the primary's tables at random, from a seed, in a thread of its own."""
-
-    node: Node
-    seed: int
-    stop: threading.Event = field(default_factory=threading.Event)
-    committed: int = 0
-    failed: int = 0
-    error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._write()
-        except BaseException as exc:
-            self.error = exc
-            raise
-
-    def _write(self) -> None:
-        chance = random.Random(self.seed)
-        steps = [self._insert, self._update, self._delete, self._rekey, self._bulk]
-        number = 0
-        while not self.stop.is_set():
-            number += 1
-            try:
-                with self.node.engine.connect() as connection:
-                    for step in chance.choices(steps, weights=[5, 6, 2, 2, 1], k=chance.randint(1, 4)):
-                        step(connection, chance, number)
-                    if chance.random() < 0.1:
-                        connection.rollback()
-                        continue
-                    connection.commit()
-                self.committed += 1
-            except DBAPIError:  # a duplicate of chance, or the database is killed at the moment
-                self.failed += 1
-                self.stop.wait(0.01)
-
-    def _insert(self, connection: Connection, chance: random.Random, number: int) -> None:
-        key, unit = number * 10 + chance.randint(0, 9), chance.randint(1, 40)
-        at = {"k": key, "u": unit, "n": f"n{key}", "t": "x" * chance.randint(0, 3000)}
-        if not connection.execute(text("SELECT 1 FROM unit WHERE id = :u"), at).first():
-            connection.execute(text("INSERT INTO unit VALUES (:u, :n, NULL)"), at)
-        connection.execute(text("INSERT INTO account VALUES (:k, :n, :u, :t, 'now')"), at)
-        connection.execute(text("INSERT INTO login VALUES (:k, :n, 'd')"), at)
-
-    def _update(self, connection: Connection, chance: random.Random, number: int) -> None:
-        at = {"n": f"u{number}-{chance.random()}", "m": chance.randint(2, 7), "r": chance.randint(0, 1)}
-        connection.execute(text("UPDATE account SET note = :n, last_login = :n WHERE id % :m = :r"), at)
-        connection.execute(text("UPDATE unit SET name = :n WHERE id = :m"), at)
-
-    def _delete(self, connection: Connection, chance: random.Random, number: int) -> None:
-        at = {"m": chance.randint(3, 9), "k": max(0, number - 30) * 10, "o": number}
-        connection.execute(text("DELETE FROM login WHERE account_id % :m = 0"), at)
-        connection.execute(text("DELETE FROM account WHERE id % :m = 1 AND id > :k"), at)
-        connection.execute(text("DELETE FROM param WHERE name = :o"), {"o": f"p{chance.randint(0, 30)}"})
-
-    def _rekey(self, connection: Connection, chance: random.Random, number: int) -> None:
-        low = connection.execute(text("SELECT min(id) FROM account WHERE id < 1000000")).scalar()
-        if low is not None:
-            at = {"k": low, "l": 1_000_000 + number * 10 + chance.randint(0, 9)}
-            connection.execute(text("UPDATE account SET id = :l, note = 'moved' WHERE id = :k"), at)
-
-    def _bulk(self, connection: Connection, chance: random.Random, number: int) -> None:
-        for one in range(30):
-            at = {
-                "p": f"p{one}",
-                "s": f"s{number}",
-                "v": "v" * chance.randint(0, 500),
-                "i": chance.randint(0, 1),
-            }
-            connection.execute(text("INSERT INTO param VALUES (:p, :s, :v, :i)"), at)
-        connection.execute(text("UPDATE param SET islocal = 1 - islocal WHERE name = 'p1'"))
-        connection.execute(text("DELETE FROM param WHERE name < 'p2' AND node <> :s"), {"s": f"s{number}"})
-
-
-@contextmanager
-def writing(node: Node, seed: int, enough: int = 40) -> Iterator[Writer]:
-    """Writes while the block runs, and at least so many transactions before it ends."""
-    writer = Writer(node, seed)
-    thread = threading.Thread(target=writer.run)
-    thread.start()
-    try:
-        yield writer
-        reached = writer.committed + enough
-        wait_told(lambda: writer.committed >= reached or writer.error, lambda: f"{writer}")
-    finally:
-        writer.stop.set()
-        thread.join()
-    assert writer.error is None
-
-
-def pause(chance: random.Random, writer: Writer) -> None:
-    """Go on after a few more transactions, a number of chance."""
-    reached = writer.committed + chance.randint(1, 40)
-    wait_told(lambda: writer.committed >= reached or writer.error, lambda: f"{writer}")
-
-
 def kill_and_start(node: Node) -> None:
     node.kill()
     node.start()
-
-
-def assert_whole(cluster: Cluster) -> None:
-    cluster.wait_equal(90)
-    for node in cluster.nodes.values():
-        assert node.rows("SELECT count(*) FROM stsync_quarantine") == [(0,)]
-        assert node.process is not None
-        assert node.process.poll() is None, node.log[-3000:]
-    head = cluster.primary.sequence()
-    journal = cluster.primary.rows("SELECT min(sequence), max(sequence), count(*) FROM stsync_journal")
-    assert journal == [(1, head, head)]
-    hashes = {node.name: bytes(node.rows("SELECT hash FROM stsync_node")[0][0]) for node in cluster.nodes.values()}
-    assert len(set(hashes.values())) == 1, hashes
 
 
 @pytest.mark.parametrize("seed", [*SEEDS, *LONG_SEEDS])
@@ -204,7 +90,6 @@ def test_a_broker_that_comes_and_goes_raises_no_alarm(new_cluster: MakeCluster, 
         broker.kill()
         broker.start()
     assert_whole(cluster)
-    assert {node.name: node.status()["refused"] for node in cluster.nodes.values()} == {"st1": {}, "st2": {}}
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +142,7 @@ def test_a_killed_database_loses_nothing(on_server: OnServer, database_kind: str
     node = cluster.nodes[victim]
     cluster.start()
     wait_running(*cluster.nodes.values())
-    with writing(cluster.primary, 9) as writer:
+    with writing(cluster.primary, 9, away=victim == "st1") as writer:
         pause(random.Random(9), writer)
         server.kill()
         server.start()
@@ -348,4 +233,3 @@ def test_a_busy_minute_brings_no_false_alarm(cluster: Cluster) -> None:
         wait_told(lambda: time.monotonic() > until or writer.error, lambda: f"{writer}", 100)
     wait_arrived(cluster, 90)
     assert_whole(cluster)
-    assert [node.status()["refused"] for node in cluster.nodes.values()] == [{}, {}, {}]

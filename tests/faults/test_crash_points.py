@@ -1,0 +1,177 @@
+"""A service that dies at any named point of its work: afterwards all nodes are equal, each change came once, nothing is lost."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from deploy.servers import PrivateRabbitMQ
+from tests import crashpoints
+from tests.conftest import KINDS
+from tests.faults.conftest import wait_arrived, wait_told
+from tests.faults.crashing import Crashing, Kept
+from tests.harness import Node, wait_for
+from tests.workload import writing
+
+OF_THE_DATABASE = (  # where one database could behave unlike another
+    "outbox rows removed",
+    "relay has committed",
+    "applied, position not moved",
+    "applier has committed",
+)
+SMALL_JOURNAL = {"STSYNC_JOURNAL__MAX_BYTES": "65536", "STSYNC_JOURNAL__PRUNE_EVERY_S": "0.1"}
+TIMES = 3  # not the first: something was done before
+
+
+def each(*groups: dict[str, crashpoints.Point]) -> pytest.MarkDecorator:
+    """Each point on SQLite, and some on the others too."""
+    names = [name for group in groups for name in group]
+    pairs = [(name, kind) for name in names for kind in KINDS if kind == "sqlite" or name in OF_THE_DATABASE]
+    return pytest.mark.parametrize(("point", "database_kind"), pairs)
+
+
+@pytest.fixture(scope="module")
+def kept(
+    rabbitmq: PrivateRabbitMQ, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Kept]:
+    with ExitStack() as cleanup:
+        yield Kept(request, rabbitmq, tmp_path_factory, cleanup)
+
+
+@pytest.fixture
+def crashing(kept: Kept, database_kind: str) -> Crashing:
+    return kept.get(database_kind)
+
+
+def wait_published(primary: Node, sequence: int) -> None:
+    wait_told(
+        lambda: primary.rows("SELECT 1 FROM stsync_node WHERE published >= :s", s=sequence),
+        lambda: f"{sequence} published\n{primary.log[-2000:]}",
+    )
+
+
+@pytest.mark.parametrize("name", crashpoints.POINTS)
+def test_every_point_names_a_function_of_the_product(name: str) -> None:
+    owner, attribute = crashpoints.target(crashpoints.POINTS[name])
+    assert callable(getattr(owner, attribute))
+
+
+@each(crashpoints.RELAY, crashpoints.SENDER)
+def test_a_primary_that_dies_loses_and_repeats_nothing(crashing: Crashing, point: str) -> None:
+    """TRAPS 7, 8, 22: what was sequenced is journaled, what is journaled goes out under the same sequence."""
+    victim = crashing.arm(point, "st1", TIMES)
+    with writing(crashing.cluster.primary, 1, enough=10, pace_s=0.1):
+        crashing.wait_dead(victim, point)
+        victim.start()
+    crashing.assert_whole()
+
+
+@each(crashpoints.APPLIER)
+def test_a_secondary_that_dies_applies_each_change_once(crashing: Crashing, point: str) -> None:
+    """TRAPS 7, 10: the position moves with the data."""
+    victim = crashing.arm(point, "st2", TIMES)
+    with writing(crashing.cluster.primary, 2, enough=10, pace_s=0.1):
+        crashing.wait_dead(victim, point)
+        victim.start()
+    crashing.assert_whole()
+
+
+@pytest.mark.parametrize(("point", "database_kind"), [("applier commits", "sqlite")])
+def test_what_a_secondary_did_not_commit_is_still_in_its_queue(crashing: Crashing, point: str) -> None:
+    """TRAPS 7: it acknowledges after the commit; a catch-up would heal it, but retention is not without end."""
+    primary, node = crashing.cluster.primary, crashing.cluster.nodes["st2"]
+    victim = crashing.arm(point, "st2", TIMES)
+    crashing.wait_dead(victim, point)
+    wait_told(
+        lambda: (
+            primary.rows("SELECT 1 FROM stsync_node WHERE published = sequence")
+            and not primary.rows("SELECT 1 FROM stsync_outbox")
+        ),
+        lambda: f"everything is confirmed\n{primary.log[-2000:]}",
+    )
+    batches = primary.sequence() - node.sequence()
+    assert batches > 0
+    wait_told(
+        lambda: crashing.waiting() >= batches,
+        lambda: f"{batches} batches in the queue; it has {crashing.waiting()} messages",
+        10,
+    )
+    victim.start()
+    crashing.assert_whole()
+
+
+@each(crashpoints.ANSWER)
+def test_a_primary_that_dies_while_it_answers_is_asked_again(crashing: Crashing, point: str) -> None:
+    """TRAPS 11: the rest comes from the one that takes its place."""
+    primary, node = crashing.cluster.primary, crashing.cluster.nodes["st2"]
+    node.kill()
+    with writing(primary, 3, enough=10, pace_s=0.1):
+        wait_published(primary, node.sequence() + 2 * TIMES)
+        crashing.purge()
+        victim = crashing.arm(point, "st1", TIMES)
+        node.start()
+        crashing.wait_dead(victim, point)
+        victim.start()
+    crashing.assert_whole()
+
+
+@each(crashpoints.PRUNE)
+def test_a_journal_whose_pruning_was_cut_short_is_whole(crashing: Crashing, point: str) -> None:
+    """TRAPS 12: it is pruned from the front or not at all."""
+    primary = crashing.cluster.primary
+    crashing.tick()
+    wait_published(primary, 1)
+    before = primary.rows("SELECT min(sequence) FROM stsync_journal")
+    with writing(primary, 4, enough=10, pace_s=0.1):
+        victim = crashing.arm(point, "st1", 1, SMALL_JOURNAL)
+        crashing.wait_dead(victim, point)
+        assert primary.rows("SELECT min(sequence) FROM stsync_journal") == before
+        victim.start(SMALL_JOURNAL)
+        wait_for(lambda: primary.rows("SELECT min(sequence) FROM stsync_journal") > before, "a pruned journal")
+    crashing.assert_whole()
+
+
+@pytest.mark.parametrize("database_kind", KINDS)
+def test_the_quarantine_is_kept_and_retried_once_whenever_its_node_dies(crashing: Crashing, database_kind: str) -> None:
+    """TRAPS 7, 29: while a change is added to it, and while it is taken out again."""
+    added, retried = crashpoints.QUARANTINE
+    primary, node = crashing.cluster.primary, crashing.cluster.nodes["st2"]
+    node.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
+    victim = crashing.arm(added, "st2", 1)
+    primary.execute("INSERT INTO unit VALUES (800, 'taken', NULL)")
+    crashing.wait_dead(victim, added)
+    assert node.rows("SELECT count(*) FROM stsync_quarantine") == [(0,)], "added without the position"
+    victim = crashing.arm(retried, "st2", 1)
+    wait_arrived(crashing.cluster)
+    wait_for(lambda: node.rows("SELECT count(*) FROM stsync_quarantine") == [(1,)], "one change in the quarantine")
+    node.execute("DELETE FROM unit WHERE id = 900")
+    crashing.wait_dead(victim, retried)
+    assert node.rows("SELECT count(*) FROM stsync_quarantine") == [(1,)], "taken out without its row"
+    assert node.rows("SELECT 1 FROM unit WHERE id = 800") == []
+    victim.start()
+    wait_for(lambda: node.rows("SELECT count(*) FROM stsync_quarantine") == [(0,)], "an empty quarantine")
+    primary.execute("DELETE FROM unit WHERE id = 800")
+    crashing.assert_whole()
+
+
+@each(crashpoints.GIVE_UP)
+def test_a_node_that_dies_as_it_gives_up_says_so_after_all(crashing: Crashing, point: str) -> None:
+    """TRAPS 12: past retention, whatever it had not yet written down."""
+    primary, node = crashing.cluster.primary, crashing.cluster.nodes["st2"]
+    node.kill()
+    first = primary.sequence()
+    crashing.tick()
+    wait_published(primary, first + 1)
+    crashing.purge()
+    crashing.tick()
+    wait_for(lambda: primary.sequence() > first + 1, "another batch")
+    primary.execute("DELETE FROM stsync_journal WHERE sequence <= :s", s=first + 1)
+    victim = crashing.arm(point, "st2", 1)
+    crashing.wait_dead(victim, point)
+    assert node.rows("SELECT state FROM stsync_node") != [("needs_full_sync",)]
+    victim.start()
+    wait_told(
+        lambda: node.rows("SELECT reason FROM stsync_node WHERE state = 'needs_full_sync'"),
+        lambda: f"a reason\n{node.log[-3000:]}",
+    )
+    assert node.sequence() == first
