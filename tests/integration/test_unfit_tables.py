@@ -38,7 +38,7 @@ def refused(cluster: Cluster, spoil: str, *words: str, mend: str) -> None:
 
 
 @pytest.mark.parametrize("database_kind", ["mariadb"])
-@pytest.mark.parametrize("engine", ["MyISAM", "Aria", "MEMORY"])
+@pytest.mark.parametrize("engine", ["MyISAM", "MEMORY"])
 def test_a_table_without_transactions_is_refused(cluster: Cluster, engine: str) -> None:
     """TRAPS 1, 7: what is rolled back stays in it, and is not in the outbox; a secondary could not keep data and position together."""
     mend = "ALTER TABLE unit ENGINE = InnoDB"
