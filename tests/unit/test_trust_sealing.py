@@ -242,7 +242,7 @@ def test_secrets_are_not_in_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> 
     one = sealer()
     one.seal(b"body", b"")
     shown = repr(one) + repr(one._current) + repr(vars(one))
-    assert "a5a5" not in shown
+    assert "a5" * 8 not in shown  # fewer of them may stand in an address
     assert repr(b"\xa5" * 32)[2:-1] not in shown
 
 
