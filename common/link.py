@@ -6,7 +6,6 @@ built anew (TRAPS 24, 25).
 """
 
 import random
-import sys
 import threading
 import time
 from collections import deque
@@ -173,8 +172,13 @@ class Link:
     def _run(self) -> None:
         try:
             self._loop.start()
-        finally:
-            self._close_loop(sys.exception())
+        except BaseException as exc:
+            over = self._ending
+            self._close_loop(exc)
+            if not over:  # pika trips over a connection that is closed while its login fails; nobody needs it any more
+                raise
+        else:
+            self._close_loop(None)
 
     def _close_loop(self, error: BaseException | None) -> None:
         try:

@@ -13,6 +13,7 @@ PATIENCE_S = 5.0
 _ATTEMPT_MS = 500
 _PAUSE_S = 0.1  # lets through those that queued behind
 _HELD_UP = "55P03"
+_DEADLOCK = "40P01"  # on a machine so busy that both times are over at once
 _HOLDERS_SQL = """
 SELECT DISTINCT ON (a.xact_start, a.pid) format('process %%s of user %%s (%%s), in a transaction since %%s',
        a.pid, a.usename, COALESCE(NULLIF(a.application_name, ''), 'unnamed'), COALESCE(a.xact_start::text, 'an unknown time'))
@@ -61,7 +62,7 @@ def _locked(connection: Connection, changed: Collection[str], dropped: Collectio
                 names = ", ".join(sorted(tables)).replace("%", "%%")
                 connection.exec_driver_sql(f"LOCK TABLE {names} IN {mode} MODE")
     except OperationalError as exc:
-        if getattr(exc.orig, "sqlstate", None) != _HELD_UP:
+        if getattr(exc.orig, "sqlstate", None) not in (_HELD_UP, _DEADLOCK):
             raise
         connection.rollback()
         return False

@@ -227,10 +227,10 @@ def nobody() -> Iterator[None]:
 
 
 def test_an_sqlite_file_that_turned_read_only(node: Node) -> None:
-    """STYLE 10: this may pass, so it is no mistake of the settings; the remedy is named."""
+    """STYLE 12: the remedy is named; a service would wait, for it may pass."""
     change(node, node.url, f"sqlite:///file:{node.url.removeprefix('sqlite:///')}?mode=ro&uri=true")
     node.home.joinpath("conf/sync_tables.conf").write_text("unit\n")
-    expect(node.command("install"), 5, "readonly", "rights")
+    expect(node.command("install"), 2, "readonly", "chmod")
 
 
 def test_looking_at_the_settings_drops_no_lock(node: Node) -> None:
