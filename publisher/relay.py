@@ -114,7 +114,7 @@ class Relay:
         with self._database.dialect.together(writer):
             journal.append(writer, self.position.epoch, held)
             if not taken:
-                outbox.remove(writer, ids)
+                outbox.remove(writer, self._database.dialect, ids)
             moved = nodestate.advance(writer, self.position, composer.position)
         moved()
         writer.commit()

@@ -17,8 +17,7 @@ class Pipeline:
     def __init__(self, cluster: Cluster, name: str = "st2") -> None:
         self.cluster = cluster
         self.primary, self.secondary = cluster.primary, cluster.nodes[name]
-        parts, lists = _built(self.primary)
-        self.relay = Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.tables, parts.state.position)
+        self.relay = self._relay()
         parts, self.lists = _built(self.secondary)
         self.applier = Applier(
             parts.database, parts.settings, parts.reader, self.lists, self.primary.name, ask=lambda _first, _limit: True
@@ -26,6 +25,15 @@ class Pipeline:
         self._connection = parts.database.open()
         self.applier.load(self._connection)
         self._tag = 0
+
+    def restart_relay(self) -> None:
+        """A new one, as a new process has it, in the place of the old one."""
+        self.relay.close()
+        self.relay = self._relay()
+
+    def _relay(self) -> Relay:
+        parts, lists = _built(self.primary)
+        return Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.tables, parts.state.position)
 
     def move(self) -> None:
         """Drain the outbox and apply what came of it."""

@@ -204,6 +204,7 @@ class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Prot
 
     name: str
     errors: tuple[type[BaseException], ...]
+    remove_sql: str  # deletes the outbox rows whose ids are in the JSON array that is its parameter, and waits for no others
     replay_mark: str  # an SQL condition that holds while a transaction replays; for programs' own triggers
 
     def quote(self, name: str) -> str:

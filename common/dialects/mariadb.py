@@ -255,6 +255,9 @@ class Mariadb:
     """The MariaDB dialect (10.6 and later)."""
 
     name = "mariadb"
+    remove_sql = (  # each by its key: a list of them may be found by a scan, which waits for every transaction that wrote there
+        "DELETE o FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) x STRAIGHT_JOIN stsync_outbox o ON o.id = x.id"
+    )
     replay_mark = "@stsync_replay IS NOT NULL"
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
 

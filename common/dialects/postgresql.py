@@ -184,6 +184,7 @@ class Postgresql:
     """The PostgreSQL dialect (15 and later)."""
 
     name = "postgresql"
+    remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT json_array_elements_text(%s)::bigint)"
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 

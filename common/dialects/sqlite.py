@@ -174,6 +174,7 @@ class Sqlite:
     """The SQLite dialect (3.40 and later)."""
 
     name = "sqlite"
+    remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT value FROM json_each(?))"
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
 
