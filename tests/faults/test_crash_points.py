@@ -76,7 +76,7 @@ def test_a_secondary_that_dies_applies_each_change_once(crashing: Crashing, poin
     crashing.assert_whole()
 
 
-@pytest.mark.parametrize(("point", "database_kind"), [("applier commits", "sqlite")])
+@pytest.mark.parametrize(("point", "database_kind"), [("before apply", "sqlite")])
 def test_what_a_secondary_did_not_commit_is_still_in_its_queue(crashing: Crashing, point: str) -> None:
     """TRAPS 7: it acknowledges after the commit; a catch-up would heal it, but retention is not without end."""
     primary, node = crashing.cluster.primary, crashing.cluster.nodes["st2"]
@@ -91,11 +91,7 @@ def test_what_a_secondary_did_not_commit_is_still_in_its_queue(crashing: Crashin
     )
     batches = primary.sequence() - node.sequence()
     assert batches > 0
-    wait_told(
-        lambda: crashing.waiting() >= batches,
-        lambda: f"{batches} batches in the queue; it has {crashing.waiting()} messages",
-        10,
-    )
+    assert crashing.waiting() >= batches
     victim.start()
     crashing.assert_whole()
 
