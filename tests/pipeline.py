@@ -1,5 +1,7 @@
 """Primary and secondary in this process, without a broker: what the relay drains is handed to the applier as it is."""
 
+from dataclasses import replace
+
 from common import nodestate, runtime
 from common.broker import Delivery
 from common.live_lists import LiveLists
@@ -22,9 +24,11 @@ class Pipeline:
         self.applier = Applier(
             parts.database, parts.settings, parts.reader, self.lists, self.primary.name, ask=lambda _first, _limit: True
         )
+        self.applier_database = parts.database
         self._connection = parts.database.open()
         self.applier.load(self._connection)
         self._tag = 0
+        self._taken: list[Delivery] = []
 
     def restart_relay(self) -> None:
         """A new one, as a new process has it, in the place of the old one."""
@@ -44,7 +48,18 @@ class Pipeline:
         for message in messages:
             self._tag += 1
             deliveries.append(Delivery(message, self._tag, None, redelivered=False, generation=1))
+        self._taken = deliveries
         self.applier.work(self._connection, deliveries)
+        self._connection.rollback()
+
+    def again(self) -> None:
+        """What the service does when a move ended in Unavailable: a new connection, the position as it is saved, and what was not
+        acknowledged once more."""
+        self._connection.invalidate()
+        self._connection.close()
+        self._connection = self.applier_database.open()
+        self.applier.load(self._connection)
+        self.applier.work(self._connection, [replace(one, redelivered=True) for one in self._taken])
         self._connection.rollback()
 
     def wrong(self) -> list[str]:
