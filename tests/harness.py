@@ -76,6 +76,13 @@ class Node:
                 _enforce_foreign_keys(self._engine)
         return self._engine
 
+    def bare_engine(self) -> Engine:
+        """As `engine`, for a program that says BEGIN and COMMIT itself; nothing is set back where a connection ends, perhaps dead."""
+        engine = create_engine(self.url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        if engine.dialect.name == "sqlite":
+            _enforce_foreign_keys(engine)
+        return engine
+
     def execute(self, *statements: str, **values: Any) -> None:
         """Run statements in one transaction, as an admin server would."""
         with self.engine.begin() as connection:

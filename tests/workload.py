@@ -66,7 +66,7 @@ class Writers:
 
     def _run(self, number: int) -> None:
         chance = random.Random(self.seed * 100 + number)
-        engine = self.node.engine.execution_options(isolation_level="AUTOCOMMIT")  # BEGIN and COMMIT are said here
+        engine = self.node.bare_engine()
         try:
             while not self.stop.is_set():
                 try:
@@ -78,6 +78,8 @@ class Writers:
         except BaseException as exc:
             self.error = exc
             raise
+        finally:
+            engine.dispose()
 
     def _count(self, failure: str | None = None, *, committed: int = 0) -> None:
         with self._guard:
@@ -93,7 +95,9 @@ class Writers:
                 self._under_savepoint(connection, chance, f"s{number}")
             say(connection, "ROLLBACK" if chance.random() < 0.1 else "COMMIT")
         except BaseException as exc:
-            if not (isinstance(exc, DBAPIError) and kind_of(exc) == "away"):
+            if isinstance(exc, DBAPIError) and kind_of(exc) == "away":
+                connection.invalidate()
+            else:
                 say(connection, "ROLLBACK")
             raise
         self._count(committed=1)

@@ -45,8 +45,11 @@ def test_a_killed_service_loses_nothing(cluster: Cluster, victim: str, seed: int
 
 
 @pytest.mark.parametrize("seed", [1, *LONG_SEEDS])
-def test_everything_killed_in_turn_loses_nothing(cluster: Cluster, seed: int) -> None:
-    """TRAPS 7, 8: every service, again and again, without waiting for any of them."""
+def test_everything_killed_in_turn_loses_nothing(new_cluster: MakeCluster, database_kind: str, seed: int) -> None:
+    """TRAPS 7, 8: every service, again and again, without waiting for any of them; change sets span several batches."""
+    cluster = new_cluster(database_kind, settings="[relay]\nbatch_bytes = 1024\n")
+    cluster.start()
+    wait_running(*cluster.nodes.values())
     chance = random.Random(seed + 100)
     with writing(cluster.primary, seed) as writer:
         for _ in range(6):
