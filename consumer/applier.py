@@ -356,7 +356,7 @@ class Applier:
         if self._heard is not None and self._beat != self._saved_beat:
             self._save_heard(connection, now - self._heard)
         if self._stuck != self._saved_stuck:
-            self._save_state(connection)
+            nodestate.save(connection, **self._state_now())
             connection.commit()
 
     def _save_heard(self, connection: Connection, age_s: float) -> None:
@@ -367,8 +367,8 @@ class Applier:
             heard_number=self._beat,
             head_epoch=self._head[0],
             head_sequence=self._head[1],
+            **self._state_now(),
         )
-        self._save_state(connection)
         before = self._offset_ms
         self._offset_ms = nodestate.save_offset(connection, self._primary, before, self._freshness.offset_ms(self._primary))
         connection.commit()
@@ -376,10 +376,11 @@ class Applier:
             self._log.warning("clock_differs", reason=sentence(self._primary, self._offset_ms))
         self._saved_beat = self._beat
 
-    def _save_state(self, connection: Connection) -> None:
-        state = State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP
-        nodestate.save(connection, state=state, reason=self._needs or self._stuck)
+    def _state_now(self) -> dict[str, str | None]:
+        """What is about to be saved of it."""
         self._saved_stuck = self._stuck
+        state = State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP
+        return {"state": state, "reason": self._needs or self._stuck}
 
     def _ask_if_missing(self, now: float) -> None:
         first = self._assembly.position.sequence + 1

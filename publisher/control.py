@@ -131,13 +131,10 @@ class Control:
                 texts[key] = str(exc)
         for name, report in latest.items():
             self._save(connection, name, report)
-        for (
-            name,
-            number,
-        ) in self._asked_number.items():  # a request is no more taken twice than a report, after a restart too
-            connection.execute(
-                reports.update().where(reports.c.name == name, reports.c.number < number).values(number=number)
-            )
+        # A request is no more taken twice than a report, after a restart too.
+        for name, number in self._asked_number.items():
+            newer = (reports.c.name == name, reports.c.number < number)
+            connection.execute(reports.update().where(*newer).values(number=number))
         self._asked_number.clear()
         self._save_offsets(connection)
         for (kind, source), count in refused.items():

@@ -27,6 +27,7 @@ from tests import warm
 
 STSYNC = [sys.executable, "-m", "common"]
 PATIENCE_S = 60.0
+NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"  # for nodes whose services do not run
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:

@@ -56,24 +56,24 @@ def test_every_point_names_a_function_of_the_product(name: str) -> None:
     assert callable(getattr(owner, attribute))
 
 
-@each(crashpoints.RELAY, crashpoints.SENDER)
-def test_a_primary_that_dies_loses_and_repeats_nothing(crashing: Crashing, point: str) -> None:
-    """TRAPS 7, 8, 22: what was sequenced is journaled, what is journaled goes out under the same sequence."""
-    victim = crashing.arm(point, "st1", TIMES)
-    with writing(crashing.cluster.primary, 1, enough=10, pace_s=0.1):
+def dies_amid_writes(crashing: Crashing, point: str, name: str) -> None:
+    victim = crashing.arm(point, name, TIMES)
+    with writing(crashing.cluster.primary, int(name[2:]), enough=10, pace_s=0.1):
         crashing.wait_dead(victim, point)
         victim.start()
     crashing.assert_whole()
+
+
+@each(crashpoints.RELAY, crashpoints.SENDER)
+def test_a_primary_that_dies_loses_and_repeats_nothing(crashing: Crashing, point: str) -> None:
+    """TRAPS 7, 8, 22: what was sequenced is journaled, what is journaled goes out under the same sequence."""
+    dies_amid_writes(crashing, point, "st1")
 
 
 @each(crashpoints.APPLIER)
 def test_a_secondary_that_dies_applies_each_change_once(crashing: Crashing, point: str) -> None:
     """TRAPS 7, 10: the position moves with the data."""
-    victim = crashing.arm(point, "st2", TIMES)
-    with writing(crashing.cluster.primary, 2, enough=10, pace_s=0.1):
-        crashing.wait_dead(victim, point)
-        victim.start()
-    crashing.assert_whole()
+    dies_amid_writes(crashing, point, "st2")
 
 
 @pytest.mark.parametrize(("point", "database_kind"), [("before apply", "sqlite")])

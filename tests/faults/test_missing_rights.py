@@ -13,9 +13,8 @@ from sqlalchemy.pool import NullPool
 from deploy.servers import PrivateMariaDB, PrivatePostgreSQL
 from tests.conftest import NewDatabase
 from tests.faults.test_misconfiguration import change, expect
-from tests.harness import Node, make_cluster
+from tests.harness import NO_BROKER, Node, make_cluster
 
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 UNIT = "CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(40))"
 
 

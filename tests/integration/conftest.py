@@ -7,7 +7,8 @@ import pytest
 
 from deploy.servers import PrivateRabbitMQ
 from tests.conftest import NewDatabase
-from tests.harness import Cluster, make_cluster
+from tests.harness import NO_BROKER, Cluster, make_cluster
+from tests.pipeline import Pipeline
 
 SCHEMA = (
     "CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(80) NOT NULL UNIQUE, parent BIGINT REFERENCES unit (id))",
@@ -47,3 +48,14 @@ def cluster(new_cluster: MakeCluster, database_kind: str) -> Cluster:
     found = new_cluster(database_kind)
     found.start()
     return found
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Pipeline]:
+    """A primary and a secondary in this process, on each database in turn."""
+    cluster = make_cluster(
+        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES, nodes=("st1", "st2")
+    )
+    made = Pipeline(cluster)
+    yield made
+    made.close()

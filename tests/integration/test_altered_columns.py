@@ -7,9 +7,8 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from tests.conftest import NewDatabase
-from tests.harness import Node, make_cluster
+from tests.harness import NO_BROKER, Node, make_cluster
 
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 UNIT = "CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(40), note VARCHAR(40))"
 LONG = "a" * 60  # as long as a name can be, nearly
 SCHEMA = (UNIT, UNIT.replace("unit", LONG))

@@ -10,11 +10,10 @@ from sqlalchemy import text
 from common.errors import Misconfigured
 from publisher import capture, outbox
 from tests.conftest import NewDatabase
-from tests.harness import Cluster, Node, make_cluster, wait_for
+from tests.harness import NO_BROKER, Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import SCHEMA, TABLES
 
 MakeCluster = Callable[..., Cluster]
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from common.errors import Misconfigured
 from deploy.servers import PrivateMariaDB
 from publisher import capture
 from tests.conftest import NewDatabase
-from tests.harness import Cluster, Node, make_cluster, wait_for
+from tests.harness import NO_BROKER, Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import MakeCluster
 
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 ITEM = "CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40), stamp BIGINT NOT NULL DEFAULT 0)"
 PG_STAMP = """CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
  IF current_setting('stsync.replay', true) = 'on' OR pg_trigger_depth() > 1 THEN RETURN NULL; END IF;

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import make_cluster
+from tests.harness import NO_BROKER, make_cluster
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
 REPLAYING = "CREATE TABLE stsync_replaying (id INTEGER PRIMARY KEY)"  # named by triggers that are made before `install`
 MINE = "WHEN NOT EXISTS (SELECT 1 FROM stsync_replaying)"
 NUMBERS = (1, 2, 3, 4, 5, 6)

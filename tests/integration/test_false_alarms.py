@@ -1,29 +1,13 @@
 """What comes again in the ordinary course of things is no attack."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from common.broker import Delivery
 from common.wire import Heartbeat, MessageKind, encode_body
 from consumer.applier import CATCH_UP_BATCHES
-from tests.conftest import NewDatabase
-from tests.harness import make_cluster
-from tests.integration.conftest import SCHEMA, TABLES
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path, new_database: NewDatabase) -> Iterator[Pipeline]:
-    cluster = make_cluster(
-        tmp_path / "c", "sqlite", NO_BROKER, new_database, schema=SCHEMA, tables=TABLES, nodes=("st1", "st2")
-    )
-    made = Pipeline(cluster)
-    yield made
-    made.close()
+pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"])
 
 
 def batches(pipeline: Pipeline, first: int, count: int) -> list[bytes]:

@@ -16,7 +16,7 @@ from publisher import journal
 from publisher.composer import Batch
 from publisher.heartbeat import Pulse
 from tests.conftest import NewDatabase
-from tests.harness import make_cluster
+from tests.harness import NO_BROKER, make_cluster
 from tests.integration.conftest import SCHEMA, TABLES
 
 AT_ONE = Position(1, 1, bytes(range(32)))
@@ -27,9 +27,7 @@ def test_a_batch_that_comes_meanwhile_is_not_past_retention(
     new_database: NewDatabase, tmp_path: Path, database_kind: str
 ) -> None:
     """TRAPS 12: a head whose batch the journal did not have yet would make every node ask for a full synchronization."""
-    cluster = make_cluster(
-        tmp_path / "c", database_kind, "amqp://nobody@127.0.0.1:1/%2F", new_database, schema=SCHEMA, tables=TABLES
-    )
+    cluster = make_cluster(tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES)
     node = cluster.primary
     database, stop, sent = node.database, Stop(), []
     with database.connect(read_only=True) as connection:
@@ -64,9 +62,7 @@ def test_no_number_is_given_twice(
     new_database: NewDatabase, tmp_path: Path, database_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TRAPS 34: to whatever sort of message, by whatever run, though the clock goes back; else a true message is a replayed one."""
-    cluster = make_cluster(
-        tmp_path / "c", database_kind, "amqp://nobody@127.0.0.1:1/%2F", new_database, schema=SCHEMA, tables=TABLES
-    )
+    cluster = make_cluster(tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES)
     given: list[int] = []
     with cluster.primary.database.connect() as connection:
         for _ in range(3):

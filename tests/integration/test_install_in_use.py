@@ -15,10 +15,9 @@ from common.errors import Refused
 from deploy.servers import PrivateMariaDB
 from publisher import capture
 from tests.conftest import NewDatabase
-from tests.harness import Cluster, Node, make_cluster, transaction, wait_for
+from tests.harness import NO_BROKER, Cluster, Node, make_cluster, transaction, wait_for
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 SCHEMA = tuple(
     f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, name VARCHAR(40), more VARCHAR(40))" for name in ("unit", "other")
 )

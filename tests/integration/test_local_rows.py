@@ -1,16 +1,7 @@
 """A row filter holds on the secondary too: what the primary does to a key leaves a local row with that key alone (TRAPS 32)."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from tests.conftest import NewDatabase
-from tests.harness import make_cluster
-from tests.integration.conftest import SCHEMA, TABLES
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
 LOCAL = [("a", "x", "mine", 1)]
 WHAT = {
     "delete": ["DELETE FROM param WHERE name = 'a'"],
@@ -24,16 +15,6 @@ WHAT = {
     "leaves the filter": ["UPDATE param SET islocal = 1 WHERE name = 'a'"],
     "inserted anew": ["DELETE FROM param WHERE name = 'a'", "INSERT INTO param VALUES ('a', 'x', 'anew', 0)"],
 }
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Pipeline]:
-    cluster = make_cluster(
-        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES, nodes=("st1", "st2")
-    )
-    made = Pipeline(cluster)
-    yield made
-    made.close()
 
 
 def test_a_local_row_outlives_whatever_the_primary_does_to_its_key(pipeline: Pipeline) -> None:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -11,12 +10,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from common.errors import Unavailable
-from tests.conftest import NewDatabase
-from tests.harness import Node, make_cluster, wait_for
-from tests.integration.conftest import SCHEMA, TABLES
+from tests.harness import Node, wait_for
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
 WAITING = {
     "postgresql": "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
     "mariadb": "SELECT 1 FROM information_schema.PROCESSLIST WHERE DB = DATABASE() AND COMMAND = 'Query' AND ID <> CONNECTION_ID()"
@@ -25,15 +21,13 @@ WAITING = {
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Pipeline]:
-    cluster = make_cluster(
-        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES, nodes=("st1", "st2")
+def pipeline(pipeline: Pipeline) -> Pipeline:
+    """With a row in place."""
+    pipeline.primary.execute(
+        "INSERT INTO unit VALUES (1, 'one', NULL)", "INSERT INTO account VALUES (1, 'a', 1, 'old', 'x')"
     )
-    made = Pipeline(cluster)
-    made.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)", "INSERT INTO account VALUES (1, 'a', 1, 'old', 'x')")
-    made.move()
-    yield made
-    made.close()
+    pipeline.move()
+    return pipeline
 
 
 class Moving(threading.Thread):

@@ -9,10 +9,9 @@ from sqlalchemy import text
 from publisher import capture
 from tests.conftest import NewDatabase
 from tests.faults.conftest import wait_told
-from tests.harness import Node, make_cluster
+from tests.harness import NO_BROKER, Node, make_cluster
 from tests.integration.conftest import MakeCluster
 
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 UNIT = "CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(40))"
 SCHEMA = (UNIT, "CREATE TABLE other (id BIGINT PRIMARY KEY, name VARCHAR(40))")
 TABLES = "unit\nother\n"

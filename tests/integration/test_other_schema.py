@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NewDatabase
-from tests.harness import make_cluster
+from tests.harness import NO_BROKER, make_cluster
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
 SCHEMA = ("CREATE TABLE other (id BIGINT PRIMARY KEY)",)
 
 

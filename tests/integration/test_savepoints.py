@@ -3,19 +3,15 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from tests.conftest import NewDatabase
-from tests.harness import Node, make_cluster
-from tests.integration.conftest import SCHEMA, TABLES
+from tests.harness import Node
 from tests.pipeline import Pipeline
 
-NO_BROKER = "amqp://nobody@127.0.0.1:1/%2F"
 ROWS = (  # stand there before each case, with keys (K1 …) and words ('W…) of its own
     "INSERT INTO unit VALUES (K1, 'W1', NULL), (K2, 'W2', K1)",
     "INSERT INTO account VALUES (K1, 'W1', K1, 'note', 'x')",
@@ -109,16 +105,6 @@ ONLY: dict[str, dict[str, Sequence[str]]] = {
         ),
     },
 }  # fmt: skip
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Pipeline]:
-    cluster = make_cluster(
-        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES, nodes=("st1", "st2")
-    )
-    made = Pipeline(cluster)
-    yield made
-    made.close()
 
 
 @contextmanager

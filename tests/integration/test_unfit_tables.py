@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NewDatabase
-from tests.harness import Cluster, make_cluster
+from tests.harness import NO_BROKER, Cluster, make_cluster
 
-NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"
 SCHEMA = ("CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(40))",)
 
 
