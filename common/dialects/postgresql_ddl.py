@@ -9,11 +9,12 @@ from sqlalchemy.exc import OperationalError
 from common.errors import Misconfigured, Refused, StsyncError
 
 PATIENCE_S = 5.0
-# Below deadlock_timeout (1 s), after which the server would end one of the two, and that may be the writer.
 _ATTEMPT_MS = 500
 _PAUSE_S = 0.1  # lets through those that queued behind
 _HELD_UP = "55P03"
 _DEADLOCK = "40P01"  # on a machine so busy that both times are over at once
+# Well below deadlock_timeout, after which the server would end one of the two, and that may be the writer.
+_ATTEMPT_SQL = "SELECT LEAST(%(most)s, setting::int / 2) FROM pg_settings WHERE name = 'deadlock_timeout'"
 _HOLDERS_SQL = """
 SELECT DISTINCT ON (a.xact_start, a.pid) format('process %%s of user %%s (%%s), in a transaction since %%s',
        a.pid, a.usename, COALESCE(NULLIF(a.application_name, ''), 'unnamed'), COALESCE(a.xact_start::text, 'an unknown time'))
@@ -55,12 +56,17 @@ def objection(exc: BaseException) -> StsyncError | None:
 
 
 def _locked(connection: Connection, changed: Collection[str], dropped: Collection[str]) -> bool:
+    """One attempt, all its waiting together within its time: while it waits for a table, it holds up who needs those before."""
+    wanted = [(name, "ACCESS EXCLUSIVE") for name in sorted(dropped)]
+    wanted += [(name, "SHARE ROW EXCLUSIVE") for name in sorted(changed)]
+    attempt_ms = connection.exec_driver_sql(_ATTEMPT_SQL, {"most": _ATTEMPT_MS}).scalar_one()
+    until = time.monotonic() + attempt_ms / 1000
     try:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_ATTEMPT_MS}ms'")
-        for tables, mode in ((dropped, "ACCESS EXCLUSIVE"), (changed, "SHARE ROW EXCLUSIVE")):
-            if tables:
-                names = ", ".join(sorted(tables)).replace("%", "%%")
-                connection.exec_driver_sql(f"LOCK TABLE {names} IN {mode} MODE")
+        for name, mode in wanted:
+            left_ms = max(1, round(1000 * (until - time.monotonic())))  # 0 would wait for ever
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left_ms}")
+            connection.exec_driver_sql(f"LOCK TABLE {name.replace('%', '%%')} IN {mode} MODE")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_ATTEMPT_MS}")  # for what follows
     except OperationalError as exc:
         if getattr(exc.orig, "sqlstate", None) not in (_HELD_UP, _DEADLOCK):
             raise
