@@ -18,7 +18,7 @@ def main() -> None:
         url = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["database"]["url"]
         with reported("run the statement"), engine(url).begin() as link:
             result = link.execute(text(sys.argv[2]))
-            changed = "1 row changed" if result.rowcount == 1 else f"{result.rowcount} rows changed"
+            changed = {1: "1 row changed", -1: "done"}.get(result.rowcount, f"{result.rowcount} rows changed")
             lines = ["\t".join(map(str, row)) for row in result] if result.returns_rows else [changed]
     except (DemoError, OSError) as exc:
         sys.exit(str(exc))
