@@ -54,7 +54,8 @@ class Frame(msgspec.Struct, array_like=True, frozen=True):
     """A run of changes of one table and kind; `count` rows.
 
     `key`: so many of the columns, the first ones, are the sender's key; 0 where he no longer knew (TRAPS 6). `loose`: a program
-    wrote the rows, and one key may have several spellings in them.
+    wrote the rows, and one key may have several spellings in them. `unchecked`: the writer had foreign keys switched off, and
+    nothing cascaded.
     """
 
     table: str
@@ -64,6 +65,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True):
     rows: str
     key: int = 0
     loose: bool = False
+    unchecked: bool = False
 
     def texts(self) -> list[str]:
         """Each row's JSON array, in order."""

@@ -7,6 +7,7 @@ StsyncError
 ├── Unavailable          a database, broker or disk is away for the moment: retry
 ├── MessageRefused       a message failed a check: count it, change nothing, go on
 ├── NotApplicable        a change cannot be applied by its own fault: quarantine it
+│   └── LeftBehind       on the primary it left other rows as they were, and would not here: apply it without foreign keys
 ├── NeedsFullSync        this node cannot go on from the log: only a full synchronization heals it
 └── Fault                the program is in a state it must not be in: stop, say why       (exit 5)
 """
@@ -56,6 +57,11 @@ class MessageRefused(StsyncError):
 
 class NotApplicable(StsyncError):
     """A change cannot be applied here by its own fault (constraint, missing table or column): TRAPS 29."""
+
+
+class LeftBehind(NotApplicable):
+    """Here a change takes other rows along, by foreign keys, which it left as they were where it was made: they were not enforced
+    there (TRAPS 2)."""
 
 
 class NeedsFullSync(StsyncError):

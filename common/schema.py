@@ -43,12 +43,26 @@ class Unique:
 
 
 @dataclass(frozen=True)
+class Cascade:
+    """A foreign key of a child by which a deletion (or an update of what is referred to) of its parent's rows changes its own:
+    `columns` of the child refer to `parent_columns`, in this order."""
+
+    child: str
+    columns: tuple[str, ...]
+    parent_columns: tuple[str, ...]
+    on_delete: bool
+    on_update: bool
+
+
+@dataclass(frozen=True)
 class Table:
     """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its unique keys, the
     primary one first.
 
     `silent`: the parents, and their columns referred to, whose deletes and updates the database hands on to this table without
     firing its triggers.
+    `cascades`: the foreign keys that refer to this table, where the database enforces them for some sessions only, and tells
+    nobody for which.
     `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
     `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
     `overtaken`: another trigger runs before ours because it was made after them; they have to be made anew.
@@ -61,6 +75,7 @@ class Table:
     uniques: tuple[Unique, ...] = ()
     triggers: tuple[OtherTrigger, ...] = ()
     silent: frozenset[tuple[str, str]] = frozenset()
+    cascades: tuple[Cascade, ...] = ()
     obstacle: str | None = None
     followed: bool = False
     overtaken: bool = False

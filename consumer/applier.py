@@ -15,7 +15,7 @@ from common import nodestate
 from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
-from common.errors import MessageRefused, NeedsFullSync, NotApplicable
+from common.errors import LeftBehind, MessageRefused, NeedsFullSync, NotApplicable
 from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.nodestate import State
@@ -23,7 +23,7 @@ from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
 from consumer import quarantine
 from consumer.gate import Assembly, Verdict
-from consumer.replay import FAST_BYTES, Replayer, Unit
+from consumer.replay import FAST_BYTES, References, Replayer, Unit
 from consumer.standing import Standing, hindered
 
 CATCH_UP_BATCHES = 500
@@ -266,15 +266,22 @@ class Applier:
             return False
 
     def _commit_alone(self, connection: Connection, unit: Unit) -> None:
-        for deferred in (True, False):
+        references, deferred = References.WATCHED, True
+        while True:
             try:
-                self._commit(connection, [unit], deferred=deferred)
+                self._commit(connection, [unit], deferred=deferred, references=references)
+            except LeftBehind:
+                connection.rollback()
+                references = References(references.value + 1)
             except NotApplicable as exc:  # a constraint that is checked at the commit only
                 connection.rollback()
-                refused = str(exc)
+                if not deferred:
+                    self._commit(connection, [unit], refused=str(exc))
+                    return
+                deferred = False
             else:
+                self._database.dialect.references(connection, enforced=True)
                 return
-        self._commit(connection, [unit], refused=refused)
 
     def _commit(
         self,
@@ -284,15 +291,19 @@ class Applier:
         refused: str | None = None,
         only_whole: bool = False,
         deferred: bool = True,
+        references: References = References.WATCHED,
     ) -> bool:
         """Apply these, with the position, in one transaction (TRAPS 7).
 
-        `refused`: quarantine them as a whole instead. `only_whole`: roll back and say False when anything failed. `deferred`:
-        see Replayer.apply.
+        `refused`: quarantine them as a whole instead. `only_whole`: roll back and say False when anything failed. `deferred`,
+        `references`: see Replayer.apply.
         """
         replayer = self._replayer_now()
         with self._database.guard():
-            failed = quarantine.whole(units, refused) if refused else replayer.apply(connection, units, deferred=deferred)
+            if refused:
+                failed = quarantine.whole(units, refused)
+            else:
+                failed = replayer.apply(connection, units, deferred=deferred, references=references)
             if failed and only_whole:
                 connection.rollback()
                 return False

@@ -9,7 +9,7 @@ no plan and is replayed in the original order.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
@@ -20,7 +20,7 @@ _BULK = (Kind.INSERT, Kind.UPDATE, Kind.DELETE)
 
 @dataclass(frozen=True)
 class Step:
-    """One statement: rows of one table and kind, each key at most once; `key` as in Frame."""
+    """One statement: rows of one table and kind, each key at most once; `key` and `unchecked` as in Frame."""
 
     table: str
     kind: Kind
@@ -28,6 +28,7 @@ class Step:
     count: int
     rows: str
     key: int = 0
+    unchecked: bool = False
 
 
 @dataclass
@@ -127,6 +128,8 @@ def fast(
             steps = piles[name].steps(max_bytes)
             if steps is None:
                 return None
+            if any(frame.unchecked for frame in piles[name].frames):
+                steps = [replace(step, unchecked=True) for step in steps]
             puts += [step for step in steps if step.kind is not Kind.DELETE]
             deletes = [step for step in steps if step.kind is Kind.DELETE] + deletes
     return puts + deletes
@@ -149,24 +152,28 @@ def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Itera
             yield from single([frame])
             continue
         if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None or not same_key(frame, table):
-            yield Step(frame.table, frame.kind, frame.columns, frame.count, frame.rows, frame.key)
+            yield _step(frame, frame.count, frame.rows)
             continue
         seen: set[Key] = set()
         run: list[str] = []
         for key, row in zip(keys_of(frame, len(table.key)), frame.texts(), strict=True):
             if key in seen:
-                yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run), frame.key)
+                yield _step(frame, len(run), SEPARATOR.join(run))
                 seen, run = set(), []
             seen.add(key)
             run.append(row)
-        yield Step(frame.table, frame.kind, frame.columns, len(run), SEPARATOR.join(run), frame.key)
+        yield _step(frame, len(run), SEPARATOR.join(run))
 
 
 def single(frames: Iterable[Frame]) -> Iterator[Step]:
     """The frames in their original order, one change a step."""
     for frame in frames:
         for row in frame.texts():
-            yield Step(frame.table, frame.kind, frame.columns, 1, row, frame.key)
+            yield _step(frame, 1, row)
+
+
+def _step(frame: Frame, count: int, rows: str) -> Step:
+    return Step(frame.table, frame.kind, frame.columns, count, rows, frame.key, frame.unchecked)
 
 
 def _packed(rows: Iterable[tuple[Kind, tuple[str, ...], int, str]], table: str, max_bytes: int) -> Iterator[Step]:

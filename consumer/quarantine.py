@@ -51,6 +51,7 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
             "attempts": 1,
             "first_ms": at,
             "last_ms": at,
+            "unchecked": int(one.step.unchecked),
         }
         for one in failed
     ]
@@ -77,7 +78,13 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
             epoch=row.epoch,
             sequence=row.sequence,
             step=Step(
-                row.table_name, Kind(row.kind), tuple(orjson.loads(row.columns_json)), 1, row.row_json, row.key_columns
+                row.table_name,
+                Kind(row.kind),
+                tuple(orjson.loads(row.columns_json)),
+                1,
+                row.row_json,
+                row.key_columns,
+                bool(row.unchecked),
             ),
             key=row.key_json,
             reason=row.reason,

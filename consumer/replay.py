@@ -1,8 +1,9 @@
 """Applies change sets to the database: fast as a whole, else in the original order, else change by change (DESIGN §7)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -11,13 +12,14 @@ from sqlalchemy.exc import DBAPIError
 
 from common.changes import SEPARATOR, Frame, Kind, without_old_key
 from common.dialects.base import Dialect, TableWriter, raw_cursor, run
-from common.errors import NotApplicable
+from common.errors import LeftBehind, NotApplicable
 from common.nodestate import Check
 from common.schema import ListedTable, parents_first
 from consumer import plan
 from consumer.overtaking import Waiting, keys_in, row_keys
 from consumer.plan import Step
 
+_LEFT_BEHIND = "rows of table {child} that stay on the primary would be changed here by their foreign key to {table}"
 FAST_BYTES = 16 << 20  # above it a unit is streamed in the original order, so that memory stays bounded
 
 
@@ -29,6 +31,18 @@ class Unit:
     sequence: int
     size: int
     frames: Callable[[], Iterator[Frame]]
+
+
+class References(Enum):
+    """How foreign keys are treated in a transaction, where it can be known only here how the writer had them (TRAPS 2).
+
+    Each is for what the one before it raised LeftBehind for. `WATCHED`: a change took other rows along. `LOOKED_AT`: among them would
+    be rows that the writer left as they were, for what he and his cascades changed was captured before. `OFF`: nothing cascades.
+    """
+
+    WATCHED = 1
+    LOOKED_AT = 2
+    OFF = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,10 @@ class Replayer:
         self._order = parents_first(listed.values())
         self._statement_bytes = statement_bytes
         self._writers: dict[tuple[str, tuple[str, ...]], TableWriter] = {}
+        self._related = {name for one in listed.values() for name in one.table.parents} | {
+            name for name, one in listed.items() if one.table.parents
+        }
+        self._references = References.WATCHED
 
     def at_once(self, connection: Connection, units: Sequence[Unit]) -> list[Check] | None:
         """Send the fast plan of these units, without a savepoint; None, and nothing done, where there is no such plan.
@@ -62,8 +80,9 @@ class Replayer:
         checks, which are called once the statements have run, raises NotApplicable.
         """
         steps = self._fast_steps(units)
-        if steps is None:
+        if steps is None or any(step.unchecked for step in steps):
             return None
+        self._begin(connection, References.WATCHED)
         unordered = any(step.table in self._listed[step.table].table.parents for step in steps)
         self._dialect.enter_at_once(connection, unordered=unordered)
         checks = [self._send(connection, step) for step in steps]
@@ -71,9 +90,11 @@ class Replayer:
         return checks
 
     def _send(self, connection: Connection, step: Step) -> Check:
-        writer, cursor = self._writer(self._listed[step.table], step.columns), raw_cursor(connection)
+        table = self._listed[step.table]
+        writer, cursor = self._writer(table, step.columns), raw_cursor(connection)
         send = {Kind.INSERT: writer.insert, Kind.UPDATE: writer.update, Kind.DELETE: writer.delete}[step.kind]
-        send(cursor, step.rows)
+        with self._alone_in(connection, step, table) as written:
+            written.append(send(cursor, step.rows))
 
         def check() -> None:
             if step.kind is not Kind.DELETE:
@@ -82,12 +103,22 @@ class Replayer:
 
         return check
 
-    def apply(self, connection: Connection, units: Sequence[Unit], *, deferred: bool = True) -> list[Failed]:
+    def apply(
+        self,
+        connection: Connection,
+        units: Sequence[Unit],
+        *,
+        deferred: bool = True,
+        references: References = References.WATCHED,
+    ) -> list[Failed]:
         """Apply units in order: together if that goes, else one after the other.
 
         `deferred`: constraints that can be left to the end of the transaction are; where that end cannot be looked at before
         the commit (SQLite), the commit may then refuse it all, and only without it each change is judged by itself.
+
+        Raises LeftBehind, for the caller to roll back and come again with the next of `references`.
         """
+        self._begin(connection, references)
         self._dialect.enter_replay(connection, deferred=deferred)
         failed: list[Failed] = []
         if len(units) == 1 or not self._together(connection, units):
@@ -96,6 +127,10 @@ class Replayer:
         self._dialect.leave_replay(connection)
         return failed
 
+    def _begin(self, connection: Connection, references: References) -> None:
+        self._references = references
+        self._dialect.references(connection, enforced=references is not References.OFF)
+
     def waiting(self) -> Waiting:
         """An empty set of single changes that wait, over this node's tables."""
         return Waiting(self._listed)
@@ -103,13 +138,17 @@ class Replayer:
     def retry(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
         """Try those of the waiting changes that have these places again, each by itself: by place None where it went, else the
         reason. What goes is taken from `waiting`, and so is what it settles of older ones."""
+        self._references = References.LOOKED_AT
         self._dialect.enter_replay(connection, deferred=False)
         results: dict[int, str | None] = {}
         for place in places:
             if place not in waiting.steps:
                 continue
             step = waiting.steps[place][0]
-            results[place] = self._try(connection, step, settle=True)
+            try:
+                results[place] = self._try(connection, step, settle=True)
+            except LeftBehind as exc:
+                results[place] = str(exc)
             if results[place] is None:
                 waiting.done(place, step)
         self._dialect.leave_replay(connection)
@@ -123,6 +162,8 @@ class Replayer:
         if sum(unit.size for unit in units) > FAST_BYTES:
             return None
         frames = [frame for unit in units for frame in unit.frames()]
+        if len({frame.unchecked for frame in frames if frame.table in self._related}) > 1:
+            return None
         return plan.fast(frames, self._listed, self._order, self._statement_bytes)
 
     def _alone(self, connection: Connection, unit: Unit) -> list[Failed]:
@@ -143,6 +184,8 @@ class Replayer:
                     self._run(cursor, connection, step, gently=gently)
                 cursor.close()
                 self._dialect.settle(connection)
+        except LeftBehind:
+            raise
         except NotApplicable:
             return False
         return True
@@ -197,6 +240,8 @@ class Replayer:
                 cursor.close()
                 if settle:
                     self._dialect.settle(connection)
+        except LeftBehind:
+            raise
         except NotApplicable as exc:
             return str(exc)
         return None
@@ -221,32 +266,36 @@ class Replayer:
         table = self._listed.get(step.table)
         if table is None:
             raise NotApplicable(f"table {step.table} is not listed in this node's sync_tables.conf")
-        if step.kind is Kind.TRUNCATE:
-            run(connection, self._dialect.truncate(table))
-            return
-        _check_key(step, table)
-        writer = self._writer(table, step.columns)
-        if step.kind is Kind.DELETE:
-            writer.delete(cursor, step.rows)
-            return
-        if step.kind is Kind.INSERT and not gently:
-            _expect(step, writer.insert(cursor, step.rows))
-            return
-        if step.kind is Kind.REKEY:
-            self._rekey(cursor, table, writer, step)
-            return
-        found = writer.update(cursor, step.rows)
-        if found < step.count:
-            _expect(step, found + writer.insert_missing(cursor, step.rows))
+        blindly = step.unchecked and step.table in self._related
+        with self._dialect.unchecked(connection) if blindly else nullcontext():
+            if step.kind is Kind.TRUNCATE:
+                run(connection, self._dialect.truncate(table))
+                return
+            _check_key(step, table)
+            writer = self._writer(table, step.columns)
+            with self._alone_in(connection, step, table) as written:
+                written.append(_write(cursor, writer, table, step, gently=gently))
 
-    def _rekey(self, cursor: Any, table: ListedTable, writer: TableWriter, step: Step) -> None:
-        for text in step.rows.split(SEPARATOR):
-            if writer.rekey(cursor, text) == 0:
-                row = without_old_key(text, len(table.key))
-                single = replace(step, count=1, rows=row)
-                found = writer.update(cursor, row)
-                if not found:
-                    _expect(single, writer.insert_missing(cursor, row))
+    @contextmanager
+    def _alone_in(self, connection: Connection, step: Step, table: ListedTable) -> Iterator[list[int]]:
+        """Raises LeftBehind when what happens inside changes more rows than it appends to the list, or would change rows that the
+        writer left as they were."""
+        written: list[int] = []
+        cascades = [one for one in table.table.cascades if (one.on_delete if step.kind is Kind.DELETE else one.on_update)]
+        if not cascades or step.kind is Kind.INSERT or self._references is References.OFF:
+            yield written
+            return
+        if self._references is References.LOOKED_AT:
+            for one in cascades:
+                child = self._listed.get(one.child)
+                if child is not None and self._dialect.left_behind(connection, table, step.rows, one, child):
+                    raise LeftBehind(_LEFT_BEHIND.format(child=child.name, table=table.name))
+            yield written
+            return
+        before = self._dialect.changed_rows(connection)
+        yield written
+        if self._dialect.changed_rows(connection) - before != sum(written):
+            raise LeftBehind(f"a change of table {table.name} takes other rows along")
 
     def key(self, step: Step) -> str:
         """The key of a single change's row as JSON text; after a `rekey`, the new one. Empty when it has none."""
@@ -265,6 +314,33 @@ class Replayer:
             names = columns if columns else tuple(c.name for c in table.key)
             known = self._writers[table.name, columns] = self._dialect.writer(table, names)
         return known
+
+
+def _write(cursor: Any, writer: TableWriter, table: ListedTable, step: Step, *, gently: bool) -> int:
+    """The number of rows written."""
+    if step.kind is Kind.DELETE:
+        return writer.delete(cursor, step.rows)
+    if step.kind is Kind.REKEY:
+        return _rekey(cursor, writer, table, step)
+    if step.kind is Kind.INSERT and not gently:
+        _expect(step, written := writer.insert(cursor, step.rows))
+        return written
+    written = writer.update(cursor, step.rows)
+    if written < step.count:
+        _expect(step, written := written + writer.insert_missing(cursor, step.rows))
+    return written
+
+
+def _rekey(cursor: Any, writer: TableWriter, table: ListedTable, step: Step) -> int:
+    written = 0
+    for text in step.rows.split(SEPARATOR):
+        found = writer.rekey(cursor, text)
+        if not found:
+            row = without_old_key(text, len(table.key))
+            found = writer.update(cursor, row) or writer.insert_missing(cursor, row)
+            _expect(replace(step, count=1, rows=row), found)
+        written += found
+    return written
 
 
 def _check_key(step: Step, table: ListedTable) -> None:

@@ -25,6 +25,7 @@ class Head(NamedTuple):
     columns: tuple[str, ...]
     key: int
     loose: bool = False
+    unchecked: bool = False
 
 
 class Composer:
@@ -74,8 +75,9 @@ class Composer:
     def _close_frame(self) -> None:
         if self._head is None or not self._rows:
             return
-        table, kind, columns, key, loose = self._head
-        self._stream += encode_frame(Frame(table, kind, columns, self._count, SEPARATOR.join(self._rows), key, loose))
+        table, kind, columns, key, loose, unchecked = self._head
+        rows = SEPARATOR.join(self._rows)
+        self._stream += encode_frame(Frame(table, kind, columns, self._count, rows, key, loose, unchecked))
         self._rows, self._count, self._size = [], 0, 0
 
     def _cut(self, *, last: bool) -> Batch:

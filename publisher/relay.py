@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from common import nodestate
 from common.changes import SEPARATOR, Kind, Position
 from common.database import Database
+from common.dialects.base import UNCHECKED
 from common.errors import NotApplicable
 from common.schema import ListedTable
 from common.settings import RelaySettings
@@ -128,7 +129,8 @@ class Relay:
             if row.canonical:
                 _check_text(row.rows_json)
                 kind, columns = self._head(row.kind, row.columns_json)
-                head = Head(row.table_name, kind, columns, self._key(row.table_name))
+                unchecked = row.canonical == UNCHECKED
+                head = Head(row.table_name, kind, columns, self._key(row.table_name), unchecked=unchecked)
                 return composer.add(head, row.row_count, row.rows_json)
             table, kind, columns, count, rows = contract.canonical(
                 self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json

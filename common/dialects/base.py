@@ -11,7 +11,10 @@ import orjson
 from sqlalchemy.engine import URL, Connection, Engine
 
 from common.errors import NotApplicable, StsyncError
-from common.schema import Column, ListedTable, Table
+from common.schema import Cascade, Column, ListedTable, Table
+
+CANONICAL = 1  # of an outbox row: our triggers wrote it
+UNCHECKED = 2  # the same, for a writer who had foreign keys switched off
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,20 @@ class ReplayDialect(Protocol):
 
     def together(self, connection: Connection) -> AbstractContextManager[Any]:
         """Statements inside may be sent without waiting for each; what they found, or that they failed, is known at its end."""
+
+    def references(self, connection: Connection, *, enforced: bool) -> None:
+        """Before a transaction that replays: whether foreign keys are enforced in it, where that holds for whole transactions only."""
+
+    def unchecked(self, connection: Connection) -> AbstractContextManager[None]:
+        """Statements inside run as for a writer who has foreign keys switched off (Frame.unchecked)."""
+
+    def changed_rows(self, connection: Connection) -> int:
+        """How many rows this session has changed so far, by foreign keys and triggers too; asked where Table.cascades are."""
+
+    def left_behind(
+        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+    ) -> bool:
+        """Whether rows of the child, inside its row filter, refer to any of the rows whose keys `rows` begin with."""
 
     def settle(self, connection: Connection) -> None:
         """Check now what the schema defers to the commit, while it can still be rolled back to a savepoint."""

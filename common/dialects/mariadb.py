@@ -3,8 +3,8 @@
 import hashlib
 import re
 import socket
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import NoneType
 from typing import Any
 
@@ -18,7 +18,9 @@ from sqlalchemy.pool import NullPool
 from common.changes import SEPARATOR
 from common.dialects import mariadb_ddl
 from common.dialects.base import (
+    CANONICAL,
     KEEPALIVE,
+    UNCHECKED,
     Cursor,
     JsonWriter,
     Quote,
@@ -33,7 +35,7 @@ from common.dialects.base import (
 )
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Column, Equality, ListedTable, OtherTrigger, Table
+from common.schema import Cascade, Column, Equality, ListedTable, OtherTrigger, Table
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
@@ -77,6 +79,7 @@ SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE,
        CONCAT_WS('\\n', CREATED, ACTION_TIMING, EVENT_MANIPULATION, SQL_MODE, ACTION_STATEMENT)
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\\\_%%'
 """
+_CANONICAL = f"IF(@@foreign_key_checks, {CANONICAL}, {UNCHECKED})"
 _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
 _TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
@@ -443,6 +446,28 @@ class Mariadb:
         del deferred
         connection.exec_driver_sql("SET @stsync_replay = 1")
 
+    def references(self, connection: Connection, *, enforced: bool) -> None:
+        """See ReplayDialect: here each statement may have it its own way."""
+
+    @contextmanager
+    def unchecked(self, connection: Connection) -> Iterator[None]:
+        """See ReplayDialect."""
+        connection.exec_driver_sql("SET SESSION foreign_key_checks = 0")
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql("SET SESSION foreign_key_checks = 1")
+
+    def changed_rows(self, connection: Connection) -> int:
+        """See ReplayDialect: never asked."""
+        raise NotImplementedError
+
+    def left_behind(
+        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+    ) -> bool:
+        """See ReplayDialect: never asked."""
+        raise NotImplementedError
+
     def settle(self, connection: Connection) -> None:
         """See ReplayDialect: InnoDB defers nothing."""
 
@@ -508,7 +533,7 @@ def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) ->
     names = columns_json(c.name for c in columns)
     return (
         "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, 1);"
+        f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, {_CANONICAL});"
     )
 
 

@@ -3,8 +3,8 @@
 import hashlib
 import re
 import select
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import psycopg
@@ -16,8 +16,10 @@ from sqlalchemy.pool import NullPool
 from common.changes import Kind
 from common.dialects import postgresql_ddl
 from common.dialects.base import (
+    CANONICAL,
     KEEPALIVE,
     OUTBOX_COLUMNS,
+    UNCHECKED,
     JsonWriter,
     Stoppable,
     TableWriter,
@@ -29,7 +31,7 @@ from common.dialects.base import (
     read_plainly,
 )
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Column, ListedTable, OtherTrigger, Table
+from common.schema import Cascade, Column, ListedTable, OtherTrigger, Table
 
 CHANNEL = "stsync"
 ROWS_AN_OUTBOX_ROW = 1000
@@ -53,6 +55,11 @@ _PATH_SQL = (
 _AWAY = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
 _DATA = "22"  # the class of errors about values, which quote them, each language in its own way
 _QUOTED = re.compile(r'[:：]? ?["„“”«»‹›「」].*["„“”«»‹›「」]', re.DOTALL)
+_CANONICAL = f"CASE current_setting('session_replication_role') WHEN 'replica' THEN {UNCHECKED} ELSE {CANONICAL} END"
+_NO_RIGHT = (
+    "the primary's writer had foreign keys switched off (session_replication_role = replica), and this node's user may not do"
+    " that: GRANT SET ON PARAMETER session_replication_role TO it, on every node"
+)
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -398,6 +405,31 @@ END $stsync$"""
         connection.exec_driver_sql("SELECT set_config('stsync.replay', 'on', true)")
         connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
 
+    def references(self, connection: Connection, *, enforced: bool) -> None:
+        """See ReplayDialect: here each statement may have it its own way."""
+
+    @contextmanager
+    def unchecked(self, connection: Connection) -> Iterator[None]:
+        """See ReplayDialect. A savepoint that is rolled back ends it, too. NotApplicable where this user may not do that."""
+        allowed = connection.exec_driver_sql(
+            "SELECT has_parameter_privilege('session_replication_role', 'SET')"
+        ).scalar_one()
+        if not allowed:
+            raise NotApplicable(_NO_RIGHT)
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        yield
+        connection.exec_driver_sql("SET LOCAL session_replication_role = origin")
+
+    def changed_rows(self, connection: Connection) -> int:
+        """See ReplayDialect: never asked."""
+        raise NotImplementedError
+
+    def left_behind(
+        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+    ) -> bool:
+        """See ReplayDialect: never asked."""
+        raise NotImplementedError
+
     def settle(self, connection: Connection) -> None:
         """See ReplayDialect."""
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
@@ -436,7 +468,7 @@ def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Seque
     names = columns_json(c.name for c in (columns or table.columns))
     return (
         "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" SELECT {_literal(table.name)}, '{kind}', {_literal(names)}, {rows}, {count}, 1"
+        f" SELECT {_literal(table.name)}, '{kind}', {_literal(names)}, {rows}, {count}, {_CANONICAL}"
     )
 
 

@@ -6,6 +6,8 @@ import re
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ from common.dialects.base import (
 )
 from common.dialects.polling import PollWaker
 from common.dialects.sqlite_capture import MAX_KEY, quote, row_json, triggers, typed
-from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
-from common.schema import Column, Equality, ListedTable, OtherTrigger, Table, Unique
+from common.errors import Fault, Misconfigured, NotApplicable, StsyncError, Unavailable
+from common.schema import Cascade, Column, Equality, ListedTable, OtherTrigger, Table, Unique
 
 _BUSY_TIMEOUT_S = 30.0
 _OTHERS_SQL = r"""
@@ -42,12 +44,14 @@ SELECT lower(o.tbl_name), o.name, o.sql,
 FROM sqlite_master o WHERE o.type = 'trigger' AND o.name NOT LIKE 'stsync\_%' ESCAPE '\' ORDER BY o.name
 """
 _VIOLATIONS = "stsync_violations"
+_UNENFORCED = "stsync_unenforced"
 _MARK_SQL = "INSERT INTO stsync_replaying (id) VALUES (1)"
 _DEFER_SQL = "PRAGMA defer_foreign_keys = ON"
 _TAGGED = {  # how values that JSON has no form for are written (TRAPS 30)
     "r": re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|Inf)"),
     "x": re.compile(r"(?:[0-9A-Fa-f]{2})*"),
 }
+_PASSIVE = ("NO ACTION", "RESTRICT")
 _DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
 # Result codes that say that the database, not the change, is the trouble.
 _AWAY = frozenset(
@@ -302,12 +306,11 @@ class Sqlite:
             others.setdefault(table, []).append(OtherTrigger(trigger, "stsync_replaying" in sql.lower()))
             if younger:
                 overtaken.add(table)
-        return by_name(
-            [
-                _describe(connection, name, others.get(name.lower(), ()), overtaken=name.lower() in overtaken)
-                for (name,) in names.all()
-            ]
-        )
+        found = [
+            _describe(connection, name, others.get(name.lower(), ()), overtaken=name.lower() in overtaken)
+            for (name,) in names.all()
+        ]
+        return by_name(_related(connection, found))
 
     def same_name(self, left: str, right: str) -> bool:
         """SQLite compares ASCII letters without case."""
@@ -374,6 +377,40 @@ class Sqlite:
         elif connection.exec_driver_sql(_DEFERRED_SQL).first() is not None:
             connection.info[_VIOLATIONS] = _violations(connection)
 
+    def references(self, connection: Connection, *, enforced: bool) -> None:
+        """See ReplayDialect: within a transaction the PRAGMA would do nothing."""
+        if connection.info.get(_UNENFORCED, False) is enforced:
+            driver: Any = connection.connection.driver_connection
+            if driver.in_transaction:
+                raise Fault("foreign keys cannot be switched within a transaction")
+            driver.execute(f"PRAGMA foreign_keys = {'ON' if enforced else 'OFF'}")
+            connection.info[_UNENFORCED] = not enforced
+
+    def unchecked(self, connection: Connection) -> AbstractContextManager[None]:
+        """See ReplayDialect: no trigger here could tell how the writer has it, so no change says so; see `left_behind`."""
+        del connection
+        return nullcontext()
+
+    def changed_rows(self, connection: Connection) -> int:
+        """See ReplayDialect."""
+        driver: Any = connection.connection.driver_connection
+        return int(driver.total_changes)
+
+    def left_behind(
+        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+    ) -> bool:
+        """See ReplayDialect. The comparison is the parent's (foreignkeys.html, section 3)."""
+        keys = " AND ".join(f"p.{quote(c.name)} = ?{i + 1}" for i, c in enumerate(table.key))
+        pairs = zip(cascade.parent_columns, cascade.columns, strict=True)
+        met = " AND ".join(f"p.{quote(theirs)} = c.{quote(ours)}" for theirs, ours in pairs)
+        children = f"(SELECT * FROM {quote(child.name)} WHERE ({child.where}))" if child.where else quote(child.name)
+        statement = f"SELECT 1 FROM {quote(table.name)} p JOIN {children} c ON {met} WHERE {keys} LIMIT 1"
+        cursor = raw_cursor(connection)
+        width = len(table.key)
+        found = any(cursor.execute(statement, row[:width]).fetchone() is not None for row in values(rows))
+        cursor.close()
+        return found
+
     def settle(self, connection: Connection) -> None:
         """See ReplayDialect: SQLite tells of deferred foreign keys at the commit only, and there is but a costly way to look
         earlier; it is gone where each change is judged by itself, if the schema has such keys."""
@@ -421,17 +458,39 @@ def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger],
         for _, column, kind, notnull, default, _, hidden in rows
     ]
     uniques = [_unique(connection, row[1], partial=bool(row[4])) for row in indexes if row[2] and row[3] != "pk"]
-    parents = {row[2] for row in connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(name)})").all()}
     return Table(
         name,
         tuple(columns),
         tuple(names),
-        frozenset(parents),
-        (key, *filter(None, uniques)),
-        tuple(others),
+        uniques=(key, *filter(None, uniques)),
+        triggers=tuple(others),
         obstacle=f"has a primary key of more than {MAX_KEY} columns" if len(names) > MAX_KEY else None,
         overtaken=overtaken,
     )
+
+
+def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
+    """The tables with their foreign keys: parents as the tables themselves are spelled, and what cascades from each."""
+    known = {table.name.lower(): table for table in tables}
+    parents: dict[str, set[str]] = {}
+    cascades: dict[str, list[Cascade]] = {}
+    for child in tables:
+        rows = connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(child.name)})").all()
+        for _, group in groupby(sorted(rows), key=lambda row: row[0]):
+            pairs = list(group)
+            parent = known.get(pairs[0][2].lower())
+            if parent is None:
+                continue
+            parents.setdefault(child.name, set()).add(parent.name)
+            columns = tuple(row[3] for row in pairs)
+            theirs = parent.key if pairs[0][4] is None else tuple(row[4] for row in pairs)
+            on_update, on_delete = (action not in _PASSIVE for action in pairs[0][5:7])
+            if (on_delete or on_update) and len(theirs) == len(columns):
+                cascades.setdefault(parent.name, []).append(Cascade(child.name, columns, theirs, on_delete, on_update))
+    return [
+        replace(table, parents=frozenset(parents.get(table.name, ())), cascades=tuple(cascades.get(table.name, ())))
+        for table in tables
+    ]
 
 
 def _without_rowid(connection: Connection, name: str) -> bool:
