@@ -6,7 +6,7 @@ transaction commits. Values are what the driver takes for these columns; the dat
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import orjson
@@ -24,6 +24,9 @@ from common.schema import Column, Table
 
 _AT_ONCE = 5_000
 _SHORT = 100  # a run up to here is no statement of its own
+_FEW = 16  # they are read whatever their size
+_PAGE_BYTES = 4 << 20
+_TAKEN = 100
 _BEFORE_ALL = -(2**63)
 
 
@@ -97,30 +100,43 @@ def _given(table: Table, row: Mapping[str, Any], what: str) -> list[tuple[Column
 
 
 def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[list[Row]]:
-    """Everything committed that stands in the outbox, in id order, `limit` rows at a time (TRAPS 1).
+    """Everything committed that stands in the outbox, in id order, in pages of at most `limit` rows and about _PAGE_BYTES, but for the
+    first, which is short (TRAPS 1).
 
     The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
     """
     cursor = raw_cursor(connection)
-    last = _BEFORE_ALL
-    while True:
-        page = list(map(Row._make, dialect.read_outbox(cursor, last, limit)))
+    last, count = _BEFORE_ALL, min(_FEW, limit)
+    while count:
+        page = list(map(Row._make, dialect.read_outbox(cursor, last, count)))
         if page:
             yield page
             last = page[-1].id
-        if len(page) < limit:
-            cursor.close()
-            return
+        if len(page) < count:
+            break
+        count = _fitting(_sizes(connection, cursor, last, min(2 * count, limit)))
+    cursor.close()
 
 
-def take(connection: Connection, statement: str, limit: int) -> list[Row] | None:
+def _sizes(connection: Connection, cursor: Any, after: int, limit: int) -> list[int]:
+    mark = parameter(connection)
+    cursor.execute(f"SELECT length(rows_json) FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}", (after, limit))
+    return [size for (size,) in cursor.fetchall()]
+
+
+def _fitting(sizes: Sequence[int]) -> int:
+    """How many of them make a page: at least one, if there is any."""
+    return max(sum(total <= _PAGE_BYTES for total in accumulate(sizes)), min(1, len(sizes)))
+
+
+def take(connection: Connection, statement: str) -> list[Row] | None:
     """Everything committed that stands in the outbox, in id order, removed in the caller's transaction as it is read (see
-    Dialect.take_sql); None, for the caller to roll back, where there may be more than `limit` rows."""
+    Dialect.take_sql); None, for the caller to roll back, where there may be more than a few rows."""
     cursor = raw_cursor(connection)
-    cursor.execute(statement, (limit,))
+    cursor.execute(statement, (_TAKEN,))
     rows = sorted(map(Row._make, cursor.fetchall()))
     cursor.close()
-    return rows if len(rows) < limit else None
+    return rows if len(rows) < _TAKEN else None
 
 
 def remove(connection: Connection, dialect: Dialect, ids: Sequence[int]) -> None:
@@ -137,6 +153,9 @@ def remove(connection: Connection, dialect: Dialect, ids: Sequence[int]) -> None
         else:
             single.append(last)
             cursor.execute(f"DELETE FROM stsync_outbox WHERE id BETWEEN {mark} AND {mark}", (first, last - 1))
+    if len(single) == 1:
+        cursor.execute(f"DELETE FROM stsync_outbox WHERE id = {mark}", single)
+        single = []
     for start in range(0, len(single), _AT_ONCE):
         cursor.execute(dialect.remove_sql, (orjson.dumps(single[start : start + _AT_ONCE]).decode(),))
     cursor.close()

@@ -21,7 +21,7 @@ from publisher import contract, journal, outbox
 from publisher.composer import Batch, Composer, Head
 
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
-_JOIN = 100
+_JOIN_BYTES = 64 << 10
 _ALIKE = attrgetter("table_name", "kind", "columns_json", "canonical")
 
 
@@ -80,7 +80,7 @@ class Relay:
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         take_sql = self._database.dialect.take_sql()
-        taken = outbox.take(writer, take_sql, self._settings.page_rows) if take_sql else None
+        taken = outbox.take(writer, take_sql) if take_sql else None
         if taken is None:
             writer.rollback()
             try:
@@ -166,13 +166,26 @@ def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
         if not canonical or len(rows) == 1:
             yield from rows
             continue
-        for start in range(0, len(rows), _JOIN):
-            some = rows[start : start + _JOIN]
+        for some in _bounded(rows):
             text = SEPARATOR.join([row.rows_json for row in some])
             if _encodes(text):
                 yield some[0]._replace(rows_json=text, row_count=sum(row.row_count for row in some))
             else:
                 yield from some  # one of them alone is to be rejected
+
+
+def _bounded(rows: Iterable[outbox.Row]) -> Iterator[list[outbox.Row]]:
+    """The rows in portions that are far below the size of a batch, or single."""
+    some: list[outbox.Row] = []
+    size = 0
+    for row in rows:
+        if some and size + len(row.rows_json) > _JOIN_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += len(row.rows_json)
+    if some:
+        yield some
 
 
 def _encodes(text: str) -> bool:

@@ -129,7 +129,8 @@ class ReplayDialect(Protocol):
         """The statement that removes every row inside the row filter."""
 
     def mark_session(self, connection: Connection) -> None:
-        """Mark a session that does nothing but replay (TRAPS 5), where a session can be marked. Commits."""
+        """Prepare a session that does nothing but replay: mark it (TRAPS 5), where a session can be marked, and spare it waiting for
+        the disk at each commit, where the database can do that without ever losing one commit and not those after it. Commits."""
 
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """Mark this transaction as replay (TRAPS 5); `deferred`: what `settle` cannot look at may be left to the commit."""

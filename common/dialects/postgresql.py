@@ -35,7 +35,7 @@ from common.schema import Cascade, Column, ListedTable, OtherTrigger, Table
 
 CHANNEL = "stsync"
 ROWS_AN_OUTBOX_ROW = 1000
-BYTES_AN_OUTBOX_ROW = 4 << 20
+BYTES_AN_OUTBOX_ROW = 256 << 10
 _PINNED = (
     "SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1;"
     " SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; SET standard_conforming_strings = on"
@@ -387,8 +387,10 @@ END $stsync$"""
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
     def mark_session(self, connection: Connection) -> None:
-        """See ReplayDialect."""
+        """See ReplayDialect. Its commits are not waited for until they are on disk, as with a subscription's (CREATE SUBSCRIPTION,
+        synchronous_commit): what a crash of the server takes, it takes with the position, and the journal brings it again."""
         connection.exec_driver_sql("SELECT set_config('stsync.replay', 'on', false)")
+        connection.exec_driver_sql("SET synchronous_commit = off")
         connection.commit()
 
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:

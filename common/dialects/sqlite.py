@@ -352,7 +352,11 @@ class Sqlite:
         return f"DELETE FROM {quote(table.name)}" + (f" WHERE ({table.where})" if table.where else "")
 
     def mark_session(self, connection: Connection) -> None:
-        """See ReplayDialect: here each transaction is."""
+        """See ReplayDialect: here each transaction is. Its commits are not waited for until they are on disk: what a loss of power
+        takes, it takes with the position, and the journal brings it again."""
+        connection.rollback()
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA synchronous = NORMAL")
 
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
         """See ReplayDialect. The PRAGMA has every statement prepared anew, which costs more than the statements."""
