@@ -129,14 +129,15 @@ def _fitting(sizes: Sequence[int]) -> int:
     return max(sum(total <= _PAGE_BYTES for total in accumulate(sizes)), min(1, len(sizes)))
 
 
-def take(connection: Connection, statement: str) -> list[Row] | None:
+def take(connection: Connection, statement: str, limit: int) -> list[Row] | None:
     """Everything committed that stands in the outbox, in id order, removed in the caller's transaction as it is read (see
-    Dialect.take_sql); None, for the caller to roll back, where there may be more than a few rows."""
+    Dialect.take_sql); None, for the caller to roll back, where there may be more than a few, or than `limit` rows."""
     cursor = raw_cursor(connection)
-    cursor.execute(statement, (_TAKEN,))
+    few = min(_TAKEN, limit)
+    cursor.execute(statement, (few,))
     rows = sorted(map(Row._make, cursor.fetchall()))
     cursor.close()
-    return rows if len(rows) < _TAKEN else None
+    return rows if len(rows) < few else None
 
 
 def remove(connection: Connection, dialect: Dialect, ids: Sequence[int]) -> None:

@@ -80,7 +80,7 @@ class Relay:
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         take_sql = self._database.dialect.take_sql()
-        taken = outbox.take(writer, take_sql) if take_sql else None
+        taken = outbox.take(writer, take_sql, self._settings.page_rows) if take_sql else None
         if taken is None:
             writer.rollback()
             try:
