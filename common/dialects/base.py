@@ -166,6 +166,24 @@ class ReplayDialect(Protocol):
         """The driver's exception as NotApplicable (the change's own fault) or Unavailable (TRAPS 29)."""
 
 
+class ToldByTriggers:
+    """The part of ReplayDialect about foreign keys where our triggers tell how the writer had them (Frame.unchecked), and each
+    statement may be replayed its own way; no table there has Table.cascades, which the last two are asked for."""
+
+    def references(self, connection: Connection, *, enforced: bool) -> None:
+        """See ReplayDialect: nothing to do."""
+
+    def changed_rows(self, connection: Connection) -> int:
+        """See ReplayDialect: never asked."""
+        raise NotImplementedError
+
+    def left_behind(
+        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+    ) -> bool:
+        """See ReplayDialect: never asked."""
+        raise NotImplementedError
+
+
 class Waker(Protocol):
     """Waits until the outbox may hold something."""
 

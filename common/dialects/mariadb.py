@@ -26,6 +26,7 @@ from common.dialects.base import (
     Quote,
     Stoppable,
     TableWriter,
+    ToldByTriggers,
     Trigger,
     Waker,
     by_name,
@@ -35,7 +36,7 @@ from common.dialects.base import (
 )
 from common.dialects.polling import PollWaker
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Cascade, Column, Equality, ListedTable, OtherTrigger, Table
+from common.schema import Column, Equality, ListedTable, OtherTrigger, Table
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
@@ -308,7 +309,7 @@ def _from_text(column: Column, value: str) -> str:
     return value
 
 
-class Mariadb:
+class Mariadb(ToldByTriggers):
     """The MariaDB dialect (10.6 and later)."""
 
     name = "mariadb"
@@ -500,9 +501,6 @@ class Mariadb:
         del deferred
         connection.exec_driver_sql("SET @stsync_replay = 1")
 
-    def references(self, connection: Connection, *, enforced: bool) -> None:
-        """See ReplayDialect: here each statement may have it its own way."""
-
     @contextmanager
     def unchecked(self, connection: Connection) -> Iterator[None]:
         """See ReplayDialect."""
@@ -511,16 +509,6 @@ class Mariadb:
             yield
         finally:
             connection.exec_driver_sql("SET SESSION foreign_key_checks = 1")
-
-    def changed_rows(self, connection: Connection) -> int:
-        """See ReplayDialect: never asked."""
-        raise NotImplementedError
-
-    def left_behind(
-        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
-    ) -> bool:
-        """See ReplayDialect: never asked."""
-        raise NotImplementedError
 
     def settle(self, connection: Connection) -> None:
         """See ReplayDialect: InnoDB defers nothing."""

@@ -23,6 +23,7 @@ from common.dialects.base import (
     JsonWriter,
     Stoppable,
     TableWriter,
+    ToldByTriggers,
     Trigger,
     Waker,
     by_name,
@@ -31,7 +32,7 @@ from common.dialects.base import (
     read_plainly,
 )
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Cascade, Column, ListedTable, OtherTrigger, Table
+from common.schema import Column, ListedTable, OtherTrigger, Table
 
 CHANNEL = "stsync"
 ROWS_AN_OUTBOX_ROW = 1000
@@ -187,7 +188,7 @@ class NotifyWaker:
         self._pool_connection.invalidate()
 
 
-class Postgresql:
+class Postgresql(ToldByTriggers):
     """The PostgreSQL dialect (15 and later)."""
 
     name = "postgresql"
@@ -407,9 +408,6 @@ END $stsync$"""
         connection.exec_driver_sql("SELECT set_config('stsync.replay', 'on', true)")
         connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
 
-    def references(self, connection: Connection, *, enforced: bool) -> None:
-        """See ReplayDialect: here each statement may have it its own way."""
-
     @contextmanager
     def unchecked(self, connection: Connection) -> Iterator[None]:
         """See ReplayDialect. A savepoint that is rolled back ends it, too. NotApplicable where this user may not do that."""
@@ -421,16 +419,6 @@ END $stsync$"""
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         yield
         connection.exec_driver_sql("SET LOCAL session_replication_role = origin")
-
-    def changed_rows(self, connection: Connection) -> int:
-        """See ReplayDialect: never asked."""
-        raise NotImplementedError
-
-    def left_behind(
-        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
-    ) -> bool:
-        """See ReplayDialect: never asked."""
-        raise NotImplementedError
 
     def settle(self, connection: Connection) -> None:
         """See ReplayDialect."""
