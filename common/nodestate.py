@@ -1,7 +1,6 @@
 """The node's own row in `stsync_node`: its role, its position, what it last heard; read and written in one place."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,7 +17,6 @@ from common.settings import Settings
 
 _RESERVE = 10_000_000  # ten seconds of the clock: a restored backup soon gives numbers that were never used
 _CLOCK_STEP_MS = 2000
-Check = Callable[[], None]
 
 
 class Role(StrEnum):
@@ -123,9 +121,8 @@ def published(connection: Connection) -> int:
     return int(connection.execute(select(node.c.published)).scalar_one())
 
 
-def advance(connection: Connection, before: Position, after: Position, **values: Any) -> Check:
-    """Move the position within the caller's transaction; what is returned is called when the statement has run (it may have been
-    sent only), and raises Fault when the position was not where it was believed (TRAPS 7)."""
+def advance(connection: Connection, before: Position, after: Position, **values: Any) -> None:
+    """Move the position within the caller's transaction; raises Fault when it was not where it was believed (TRAPS 7)."""
     columns = {"epoch": after.epoch, "sequence": after.sequence, "hash": after.hash} | values
     mark = parameter(connection)
     sets = ", ".join(f"{name} = {mark}" for name in columns)
@@ -134,15 +131,11 @@ def advance(connection: Connection, before: Position, after: Position, **values:
         f"UPDATE stsync_node SET {sets} WHERE id = 1 AND sequence = {mark} AND epoch = {mark}",
         (*columns.values(), before.sequence, before.epoch),
     )
-
-    def check() -> None:
-        if cursor.rowcount != 1:
-            raise Fault(
-                f"the position in the database is not {before.sequence} any more: does another service run on this database?"
-            )
-        cursor.close()
-
-    return check
+    if cursor.rowcount != 1:
+        raise Fault(
+            f"the position in the database is not {before.sequence} any more: does another service run on this database?"
+        )
+    cursor.close()
 
 
 def save(connection: Connection, **values: Any) -> None:

@@ -63,6 +63,8 @@ class Table:
     firing its triggers.
     `cascades`: the foreign keys that refer to this table, where the database enforces them for some sessions only, and tells
     nobody for which.
+    `guarded`: the columns for whose values a change may be refused, by a unique or a foreign key, where that does not always end the
+    statement and triggers are told of the change all the same.
     `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
     `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
     `overtaken`: another trigger runs before ours because it was made after them; they have to be made anew.
@@ -76,6 +78,7 @@ class Table:
     triggers: tuple[OtherTrigger, ...] = ()
     silent: frozenset[tuple[str, str]] = frozenset()
     cascades: tuple[Cascade, ...] = ()
+    guarded: frozenset[str] = frozenset()
     obstacle: str | None = None
     followed: bool = False
     overtaken: bool = False

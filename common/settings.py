@@ -102,11 +102,12 @@ class TrustSettings(_Section):
 
 class RelaySettings(_Section):
     """How the outbox is drained: polling bounds where the database cannot wake, the least time from one drain to the next (what is
-    written meanwhile travels together), and the size of a batch's body."""
+    written meanwhile travels together) and up to which it grows under a flood of changes, and the size of a batch's body."""
 
     poll_min_ms: Positive = 1.0
     poll_max_ms: Positive = 25.0
     gather_ms: Annotated[float, Field(ge=0)] = 5.0
+    gather_max_ms: Annotated[float, Field(ge=0)] = 40.0
     batch_bytes: Annotated[int, Field(ge=1024, le=8 << 20)] = 448 * 1024
     page_rows: Annotated[int, Field(ge=1)] = 2_000
 

@@ -33,11 +33,10 @@ _AGAIN = 1000
 
 
 class _Moved(NamedTuple):
-    """Where a transaction moves the position; `check` as nodestate.advance gives it."""
+    """Where a transaction moves the position."""
 
     after: Position
     lag_ms: float | None
-    check: nodestate.Check
 
 
 class Applier:
@@ -242,13 +241,9 @@ class Applier:
             return False
         try:
             with self._database.guard():
-                with self._database.dialect.together(connection):
-                    checks = self._replayer_now().at_once(connection, units)
-                    if checks is None:
-                        return False
-                    moved = self._move(connection, units)
-                for check in (*checks, moved.check):
-                    check()
+                if not self._replayer_now().at_once(connection, units):
+                    return False
+                moved = self._move(connection, units)
                 connection.commit()
         except NotApplicable:
             connection.rollback()
@@ -312,7 +307,6 @@ class Applier:
                 quarantine.overtaken(connection, frames, failed, self._lists.tables)
             quarantine.add(connection, replayer, failed)
             moved = self._move(connection, units)
-            moved.check()
             connection.commit()
         self._taken(units, moved)
         if failed or self._quarantined:
@@ -324,7 +318,7 @@ class Applier:
         newest = self._assembly.ready[len(units) - 1][-1]
         after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
         lag_ms = self._freshness.late_ms(self._primary, newest.header.issued_ms)
-        check = nodestate.advance(
+        nodestate.advance(
             connection,
             self._position,
             after,
@@ -333,7 +327,7 @@ class Applier:
             head_epoch=self._head[0],
             head_sequence=self._head[1],
         )
-        return _Moved(after, lag_ms, check)
+        return _Moved(after, lag_ms)
 
     def _taken(self, units: list[Unit], moved: _Moved) -> None:
         self._assembly.taken(len(units))

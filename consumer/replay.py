@@ -13,7 +13,6 @@ from sqlalchemy.exc import DBAPIError
 from common.changes import SEPARATOR, Frame, Kind, without_old_key
 from common.dialects.base import Dialect, TableWriter, raw_cursor, run
 from common.errors import LeftBehind, NotApplicable
-from common.nodestate import Check
 from common.schema import ListedTable, parents_first
 from consumer import plan
 from consumer.overtaking import Waiting, keys_in, row_keys
@@ -73,35 +72,32 @@ class Replayer:
         }
         self._references = References.WATCHED
 
-    def at_once(self, connection: Connection, units: Sequence[Unit]) -> list[Check] | None:
-        """Send the fast plan of these units, without a savepoint; None, and nothing done, where there is no such plan.
+    def at_once(self, connection: Connection, units: Sequence[Unit]) -> bool:
+        """Run the fast plan of these units, without a savepoint; False, and nothing done, where there is no such plan.
 
-        For a transaction in a marked session that its caller rolls back, to go the careful way (`apply`), when this or one of the
-        checks, which are called once the statements have run, raises NotApplicable.
+        For a transaction in a marked session that its caller rolls back, to go the careful way (`apply`), when this raises
+        NotApplicable.
         """
         steps = self._fast_steps(units)
         if steps is None or any(step.unchecked for step in steps):
-            return None
+            return False
         self._begin(connection, References.WATCHED)
         unordered = any(step.table in self._listed[step.table].table.parents for step in steps)
         self._dialect.enter_at_once(connection, unordered=unordered)
-        checks = [self._send(connection, step) for step in steps]
+        for step in steps:
+            self._run_plainly(connection, step)
         self._dialect.leave_replay(connection)
-        return checks
+        return True
 
-    def _send(self, connection: Connection, step: Step) -> Check:
+    def _run_plainly(self, connection: Connection, step: Step) -> None:
         table = self._listed[step.table]
         writer, cursor = self._writer(table, step.columns), raw_cursor(connection)
-        send = {Kind.INSERT: writer.insert, Kind.UPDATE: writer.update, Kind.DELETE: writer.delete}[step.kind]
+        write = {Kind.INSERT: writer.insert, Kind.UPDATE: writer.update, Kind.DELETE: writer.delete}[step.kind]
         with self._alone_in(connection, step, table) as written:
-            written.append(send(cursor, step.rows))
-
-        def check() -> None:
-            if step.kind is not Kind.DELETE:
-                _expect(step, cursor.rowcount)
-            cursor.close()
-
-        return check
+            written.append(write(cursor, step.rows))
+        if step.kind is not Kind.DELETE:
+            _expect(step, written[0])
+        cursor.close()
 
     def apply(
         self,

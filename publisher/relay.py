@@ -112,12 +112,10 @@ class Relay:
             return None
         held += composer.finish()
         outbox.reject(writer, unfit)
-        with self._database.dialect.together(writer):
-            journal.append(writer, self.position.epoch, held)
-            if not taken:
-                outbox.remove(writer, self._database.dialect, ids)
-            moved = nodestate.advance(writer, self.position, composer.position)
-        moved()
+        journal.append(writer, self.position.epoch, held)
+        if not taken:
+            outbox.remove(writer, self._database.dialect, ids)
+        nodestate.advance(writer, self.position, composer.position)
         writer.commit()
         self.position = composer.position
         for row, reason in unfit:

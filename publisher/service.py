@@ -15,6 +15,7 @@ from common.link_log import LinkLog
 from common.live_lists import LiveLists
 from common.runtime import Runtime
 from publisher import journal
+from publisher.cadence import Cadence
 from publisher.control import Control, gather
 from publisher.heartbeat import Pulse
 from publisher.relay import Drained, Relay
@@ -133,6 +134,7 @@ class PrimaryService:
                 self._database.engine, stop, (relay.poll_min_ms / 1000, relay.poll_max_ms / 1000)
             )
         untidy = 0
+        cadence, before = Cadence(relay.gather_ms, relay.gather_max_ms), 0.0
         try:
             while not stop.is_set():
                 begun = time.monotonic()
@@ -144,7 +146,9 @@ class PrimaryService:
                         untidy = 0
                         with self._database.guard():
                             self._database.dialect.tidy(self._database.engine)
-                    stop.wait(max(0.0, begun + relay.gather_ms / 1000 - time.monotonic()))
+                    pause_s = cadence.pause_s(drained.rows, begun - before)
+                    before = begun
+                    stop.wait(max(0.0, begun + pause_s - time.monotonic()))
                 waker.wait(_IDLE_S)
         finally:
             self._relay.close()

@@ -139,9 +139,6 @@ class ReplayDialect(Protocol):
         """As `enter_replay` in a marked session, for a transaction that is rolled back as a whole if anything fails; `unordered`:
         a row may come before the one that it refers to."""
 
-    def together(self, connection: Connection) -> AbstractContextManager[Any]:
-        """Statements inside may be sent without waiting for each; what they found, or that they failed, is known at its end."""
-
     def references(self, connection: Connection, *, enforced: bool) -> None:
         """Before a transaction that replays: whether foreign keys are enforced in it, where that holds for whole transactions only."""
 
@@ -417,6 +414,7 @@ def parameter(connection: Connection) -> str:
     return "?" if connection.dialect.paramstyle == "qmark" else "%s"
 
 
+QUICK_CURSOR = "stsync.quick_cursor"  # in a connection's info: what makes cursors for what is run for every change
 OUTBOX_COLUMNS = "id, table_name, kind, columns_json, rows_json, row_count, canonical"
 
 
@@ -429,10 +427,11 @@ def read_plainly(cursor: Any, mark: str, after: int, limit: int) -> Sequence[tup
 
 
 def raw_cursor(connection: Connection) -> Any:
-    """The driver's own cursor in the connection's transaction, which begins if there is none."""
+    """The driver's own cursor, or the dialect's quicker one, in the connection's transaction, which begins if there is none."""
     if not connection.in_transaction():
         connection.begin()
-    return connection.connection.cursor()
+    quick = connection.info.get(QUICK_CURSOR)
+    return connection.connection.cursor() if quick is None else quick()
 
 
 def by_name(tables: Iterable[Table]) -> dict[str, Table]:

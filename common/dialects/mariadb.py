@@ -4,7 +4,7 @@ import hashlib
 import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any
 
@@ -66,6 +66,15 @@ FROM information_schema.REFERENTIAL_CONSTRAINTS r JOIN information_schema.KEY_CO
   ON k.CONSTRAINT_SCHEMA = r.CONSTRAINT_SCHEMA AND k.TABLE_NAME = r.TABLE_NAME AND k.CONSTRAINT_NAME = r.CONSTRAINT_NAME
 WHERE r.CONSTRAINT_SCHEMA = DATABASE() AND k.TABLE_SCHEMA = DATABASE()
 """
+# Columns in a unique or a foreign key, and all of a table where a unique key is over something computed.
+_GUARDED_SQL = """
+SELECT s.TABLE_NAME, IF(c.GENERATION_EXPRESSION IS NULL, s.COLUMN_NAME, NULL)
+FROM information_schema.STATISTICS s JOIN information_schema.COLUMNS c
+  ON c.TABLE_SCHEMA = s.TABLE_SCHEMA AND c.TABLE_NAME = s.TABLE_NAME AND c.COLUMN_NAME = s.COLUMN_NAME
+WHERE s.TABLE_SCHEMA = DATABASE() AND c.TABLE_SCHEMA = DATABASE() AND s.NON_UNIQUE = 0
+UNION SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.KEY_COLUMN_USAGE
+WHERE TABLE_SCHEMA = DATABASE() AND REFERENCED_TABLE_NAME IS NOT NULL
+"""
 _OTHERS_SQL = """
 SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_STATEMENT LIKE '%%@stsync_replay%%'
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'stsync\\\\_%%' ORDER BY TRIGGER_NAME
@@ -86,11 +95,11 @@ _BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", 
 _INTEGER = ("tinyint", "smallint", "mediumint", "int", "bigint")
 _NUMBER = re.compile(r"-?[0-9]+")
 _TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
-# What says that the server, not the change, is the trouble: connections, locks, space, shutdown, rights, read-only.
+# What says that the server, not the change, is the trouble: connections, locks, files and space, shutdown, rights, read-only.
 _AWAY = frozenset(
-    {0, 1020, 1021, 1030, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1053, 1077, 1078, 1079, 1080, 1114, 1135, 1142, 1143, 1152,
-     1153, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205, 1206, 1213, 1226, 1290, 1317, 1412, 1637, 1698, 1836, 1927, 1969, 3024,
-     4031}
+    {1016, 1020, 1021, 1023, 1024, 1026, 1030, 1034, 1035, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1053, 1077, 1078, 1079,
+     1080, 1114, 1135, 1142, 1143, 1152, 1153, 1158, 1159, 1160, 1161, 1180, 1184, 1194, 1195, 1203, 1205, 1206, 1213, 1226, 1290,
+     1317, 1412, 1637, 1698, 1836, 1927, 1969, 3024, 4031}
 )  # fmt: skip
 
 
@@ -425,6 +434,9 @@ class Mariadb(ToldByTriggers):
             parents.setdefault(table, set()).add(parent)
             if cascades:
                 silent.setdefault(table, set()).add((parent, column))
+        guarded: dict[str, set[str | None]] = {}
+        for table, column in connection.exec_driver_sql(_GUARDED_SQL):
+            guarded.setdefault(table, set()).add(column)
         others: dict[str, list[OtherTrigger]] = {}
         for table, name, minds in connection.exec_driver_sql(_OTHERS_SQL):
             others.setdefault(table, []).append(OtherTrigger(name, bool(minds)))
@@ -437,6 +449,7 @@ class Mariadb(ToldByTriggers):
                 frozenset(parents.get(name, ())),
                 triggers=tuple(others.get(name, ())),
                 silent=frozenset(silent.get(name, ())),
+                guarded=_guarded(columns[name], guarded.get(name, set())),
                 obstacle=None if engine is None else _without_transactions(name, engine),
             )
             for name, engine in found
@@ -491,11 +504,6 @@ class Mariadb(ToldByTriggers):
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
         """See ReplayDialect."""
 
-    def together(self, connection: Connection) -> AbstractContextManager[Any]:
-        """See ReplayDialect."""
-        del connection
-        return nullcontext()
-
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect: the session is marked, and stays so."""
         del deferred
@@ -520,7 +528,8 @@ class Mariadb(ToldByTriggers):
         """See ReplayDialect: by error number."""
         number = exc.args[0] if exc.args else 0
         message = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
-        if number in _AWAY or 2000 <= number < 3000 or isinstance(exc, pymysql.err.InterfaceError):
+        system, client = number < 1000, 2000 <= number < 3000  # what the operating system and what the driver tells
+        if system or client or number in _AWAY or isinstance(exc, pymysql.err.InterfaceError):
             return Unavailable(f"the database: {message or type(exc).__name__} ({number})")
         return NotApplicable(f"{_VALUE.sub(_WITHOUT, message)} ({number})")
 
@@ -599,11 +608,16 @@ def _judge(table: ListedTable, alias: str) -> str:
     return f"  DECLARE {flag} BOOL DEFAULT FALSE;\n  BEGIN {declared} SET {flag} = COALESCE(({table.where}), FALSE); END;"
 
 
-def _same(columns: Iterable[Column]) -> str:
-    """Whether OLD and NEW are equal to the byte in these columns."""
+def _guarded(columns: Iterable[Column], named: Collection[str | None]) -> frozenset[str]:
+    """See Table.guarded; of what is computed the database may not know the value yet, so that all columns stand for it."""
+    return frozenset(c.name for c in columns if not c.generated and (None in named or c.name in named))
+
+
+def _same(columns: Iterable[Column], other: str = "NEW") -> str:
+    """Whether OLD and NEW (or another row) are equal to the byte in these columns."""
     parts = []
     for column in columns:
-        old, new = f"OLD.{quote(column.name)}", f"NEW.{quote(column.name)}"
+        old, new = f"OLD.{quote(column.name)}", f"{other}.{quote(column.name)}"
         if _base(column) in _TEXT:
             old, new = f"BINARY {old}", f"BINARY {new}"
         parts.append(f"{old} <=> {new}")
@@ -616,11 +630,22 @@ def _update_body(table: ListedTable, insert: str, delete: str) -> str:
     rekey = _emit(table, "K", rekey_row, table.columns)
     same_key = _same(table.key)
     changed = f"NOT ({_same(table.columns[len(table.key) :])})"
-    inside = f"IF NOT ({same_key}) THEN {rekey} ELSEIF {changed} THEN {update} END IF;"
-    if not table.where:
-        return inside
+    body = f"IF NOT ({same_key}) THEN {rekey} ELSEIF {changed} THEN {update} END IF;"
+    if table.where:
+        body = (
+            f"BEGIN\n{_judge(table, 'OLD')}\n  BEGIN\n{_judge(table, 'NEW')}\n"
+            f"  IF stsync_old AND stsync_new THEN {body}\n  ELSEIF stsync_old THEN {delete}\n"
+            f"  ELSEIF stsync_new THEN {insert} END IF;\n  END; END;"
+        )
+    return f"IF {_skipped(table)} THEN BEGIN END; ELSE {body} END IF;"
+
+
+def _skipped(table: ListedTable) -> str:
+    """Whether this update was not made: UPDATE IGNORE passes over rows that a unique or a foreign key refuses, and MariaDB calls
+    triggers for them with values that are nowhere. The row then still stands as it was."""
+    guarded = [column for column in table.table.columns if column.name in table.table.guarded]
+    found = " AND ".join(f"s.{quote(c.name)} = OLD.{quote(c.name)}" for c in table.key)
     return (
-        f"BEGIN\n{_judge(table, 'OLD')}\n  BEGIN\n{_judge(table, 'NEW')}\n"
-        f"  IF stsync_old AND stsync_new THEN {inside}\n  ELSEIF stsync_old THEN {delete}\n"
-        f"  ELSEIF stsync_new THEN {insert} END IF;\n  END; END;"
+        f"NOT ({_same(guarded)}) AND EXISTS (SELECT 1 FROM {quote(table.name)} s WHERE {found} AND {_same(guarded, 's')}"
+        " LOCK IN SHARE MODE)"
     )

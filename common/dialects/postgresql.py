@@ -4,8 +4,8 @@ import hashlib
 import re
 import select
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, cast
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import psycopg.errors
@@ -19,6 +19,7 @@ from common.dialects.base import (
     CANONICAL,
     KEEPALIVE,
     OUTBOX_COLUMNS,
+    QUICK_CURSOR,
     UNCHECKED,
     JsonWriter,
     Stoppable,
@@ -31,6 +32,7 @@ from common.dialects.base import (
     json_text,
     read_plainly,
 )
+from common.dialects.postgresql_cursor import QuickCursors
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
@@ -212,6 +214,7 @@ class Postgresql(ToldByTriggers):
             pool_reset_on_return=None,  # closing rolls back; saying so to a dead server would only fail
             hide_parameters=True,
             connect_args={
+                "prepare_threshold": None,  # else psycopg, after a rollback, deallocates all there are, QuickCursors' too
                 "connect_timeout": max(1, round(connect_timeout_s)),
                 "application_name": "stsync",
                 "keepalives_idle": KEEPALIVE.idle_s,
@@ -223,11 +226,13 @@ class Postgresql(ToldByTriggers):
         )
 
         @event.listens_for(engine, "connect")
-        def pin(connection: Any, _record: Any) -> None:
+        def pin(connection: Any, record: Any) -> None:
             before = connection.autocommit
             connection.autocommit = True
             connection.execute(_PINNED)
             connection.autocommit = before
+            if not read_only:
+                record.info[QUICK_CURSOR] = QuickCursors(connection)
 
         return engine
 
@@ -396,11 +401,6 @@ END $stsync$"""
 
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
         """See ReplayDialect: what is deferrable is checked at each statement, as the schema has it; else the careful way follows."""
-
-    def together(self, connection: Connection) -> AbstractContextManager[Any]:
-        """See ReplayDialect: libpq's pipeline mode."""
-        driver: Any = connection.connection.driver_connection
-        return cast("AbstractContextManager[Any]", driver.pipeline())
 
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect; deferrable constraints are deferred to the end of the unit."""

@@ -367,11 +367,6 @@ class Sqlite:
         cursor.close()
         connection.info.pop(_VIOLATIONS, None)
 
-    def together(self, connection: Connection) -> AbstractContextManager[Any]:
-        """See ReplayDialect."""
-        del connection
-        return nullcontext()
-
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """See ReplayDialect: a row that only this transaction can see, for it has the write lock."""
         connection.exec_driver_sql(_MARK_SQL)

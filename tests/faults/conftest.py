@@ -1,15 +1,20 @@
 """The clusters of the integration tests, for faults: a running one on each database, or one that a test starts itself."""
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 
+from deploy.servers.base import PrivateServer
+from deploy.servers.processes import descendants
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster, new_cluster
 
-__all__ = ["assert_whole", "cluster", "new_cluster", "wait_running", "wait_told"]
+__all__ = ["assert_whole", "cluster", "frozen", "new_cluster", "wait_running", "wait_told"]
 
 
 def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -60,6 +65,23 @@ def _runs(node: Node) -> bool:
     assert node.process.poll() is None, f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
     words = node.log.rpartition('"event": "starting"')[2]
     return '"state": "ready", "reason": null, "event": "broker_consume"' in words
+
+
+@contextmanager
+def frozen(server: PrivateServer) -> Iterator[None]:
+    """The whole server says nothing for a while."""
+    processes = [server.pid, *descendants(server.pid)]
+
+    def signal_all(number: signal.Signals) -> None:
+        for pid in processes:
+            with suppress(ProcessLookupError):  # a child whose client is gone ends at once
+                os.kill(pid, number)
+
+    try:
+        signal_all(signal.SIGSTOP)
+        yield
+    finally:
+        signal_all(signal.SIGCONT)
 
 
 @pytest.fixture

@@ -1,19 +1,17 @@
 """`kill -9` of anything at any time, during work: afterwards all nodes are equal, without holes, nothing lost."""
 
-import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from deploy.servers import PrivateMariaDB, PrivatePostgreSQL, PrivateRabbitMQ
-from deploy.servers.processes import descendants
 from tests.conftest import NewDatabase
-from tests.faults.conftest import assert_whole, wait_arrived, wait_running, wait_told
+from tests.faults.conftest import assert_whole, frozen, wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import SCHEMA, TABLES, MakeCluster
 from tests.workload import pause, writing
@@ -156,23 +154,6 @@ def test_a_killed_database_loses_nothing(on_server: OnServer, database_kind: str
     assert second.returncode == 3, second.stderr
     assert [one.stop() for one in cluster.nodes.values()] == [0, 0]
     assert "Traceback" not in node.log
-
-
-@contextmanager
-def frozen(server: Server) -> Iterator[None]:
-    """The whole server says nothing for a while."""
-    processes = [server.pid, *descendants(server.pid)]
-
-    def signal_all(number: signal.Signals) -> None:
-        for pid in processes:
-            with suppress(ProcessLookupError):  # a child whose client is gone ends at once
-                os.kill(pid, number)
-
-    try:
-        signal_all(signal.SIGSTOP)
-        yield
-    finally:
-        signal_all(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
