@@ -21,7 +21,7 @@ ROWS = (
 )
 EVERYWHERE = {
     "insert from select": [
-        "INSERT INTO account SELECT id + 10, CASE id WHEN 1 THEN 'aa' ELSE 'bb' END, unit_id, note, last_login FROM account WHERE id < 3"
+        "INSERT INTO account SELECT id + 10, CASE id WHEN 1 THEN 'p' ELSE 'q' END, unit_id, note, NULL FROM account WHERE id < 3"
     ],
     "a whole table": ["DELETE FROM login"],
     "a whole table changes": ["UPDATE param SET islocal = 1 - islocal, val = 'turned'"],
