@@ -71,9 +71,9 @@ journal = Table(
     Column("sequence", _Id, primary_key=True, autoincrement=False),
     Column("epoch", BigInteger, nullable=False),
     Column("hash", LargeBinary(32), nullable=False),
-    Column("message", _Blob, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
+    Column("message", _Blob, nullable=False),  # last: what stands behind it is only found by reading it
     **_OPTIONS,
 )
 # One row: who this node is and where it stands. A primary's position is its head, a secondary's what it applied.

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import select
 
+from common import nodestate
 from common.bookkeeping import captured
 from common.catalog import listed_tables
 from common.database import Database
@@ -15,8 +17,19 @@ from common.schema import ListedTable
 from common.settings import Settings
 
 
+class Lists(NamedTuple):
+    """The listed tables by name, and which run of `install` the schema was read after (nodestate.NodeState.installed_ms)."""
+
+    tables: Mapping[str, ListedTable]
+    installed_ms: int
+
+
 class LiveLists:
-    """Holds the present lists; `refresh` looks whether the file or the schema changed. Safe to read from any thread."""
+    """Holds the present lists; `refresh` looks whether the file changed. Safe to read from any thread.
+
+    Whoever writes by them says in the same transaction which they were (nodestate.advance): after `install` has run nothing is
+    captured or replayed by the schema as it was before.
+    """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -25,21 +38,27 @@ class LiveLists:
         self._lock = threading.Lock()
         self._log = structlog.get_logger("lists")
         self._seen: tuple[int, int] | None = None
-        self._tables: Mapping[str, ListedTable] = {}
+        self.present = Lists({}, 0)
         self.generation = 0
 
     @property
     def tables(self) -> Mapping[str, ListedTable]:
         """The listed tables by name."""
-        return self._tables
+        return self.present.tables
 
     def load(self) -> None:
         """Read list and schema; raises Misconfigured."""
         with self._lock, self._database.connect(read_only=True) as connection:
             self._seen = self._stamp()
-            self._tables = listed_tables(self._database, connection, self._settings)
+            installed_ms = nodestate.installed_ms(connection)  # first: what is installed meanwhile is then found out
+            self.present = Lists(listed_tables(self._database, connection, self._settings), installed_ms)
             self.generation += 1
             connection.rollback()
+
+    def follow(self, installed_ms: int) -> None:
+        """Read again if `install` has run since."""
+        if self.present.installed_ms != installed_ms and self.reread():
+            self._log.info("lists_read", tables=len(self.tables))
 
     def refresh(self) -> None:
         """Read again if the list's file changed; a faulty list is reported and the former one stays in force."""
@@ -48,7 +67,7 @@ class LiveLists:
             return
         self._seen = stamp
         if self.reread():
-            self._log.info("lists_read", tables=len(self._tables))
+            self._log.info("lists_read", tables=len(self.tables))
             self._warn_if_not_installed()
 
     def reread(self) -> bool:
@@ -68,7 +87,7 @@ class LiveLists:
         with self._database.connect(read_only=True) as connection:
             known = {row.table_name for row in connection.execute(select(captured.c.table_name))}
             connection.rollback()
-        if known != set(self._tables):
+        if known != set(self.tables):
             self._log.warning(
                 "lists_not_installed",
                 remedy="run `stsync install` to bring the triggers in line with the lists",

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 import structlog
 from structlog.types import EventDict, WrappedLogger
@@ -27,6 +28,22 @@ def configure(settings: LogSettings, *, node: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # our own events tell what pika's say, once
+
+
+class Seldom:
+    """Which of several sorts of news are to be told: the first of each, and once more when it goes on an hour later."""
+
+    def __init__(self, every_s: float = 3600.0) -> None:
+        self._every_s = every_s
+        self._told: dict[str, float] = {}
+
+    def due(self, sort: str) -> bool:
+        """Whether to tell it now."""
+        now = time.monotonic()
+        if now - self._told.get(sort, -self._every_s) < self._every_s:
+            return False
+        self._told[sort] = now
+        return True
 
 
 def _naming(node: str) -> structlog.types.Processor:

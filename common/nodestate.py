@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from common.bookkeeping import clocks, node, quarantine, refusals
 from common.changes import Position
 from common.dialects.base import parameter, raw_cursor
-from common.errors import Fault, Misconfigured
+from common.errors import Fault, Misconfigured, Unavailable
 from common.settings import Settings
 
 _RESERVE = 10_000_000  # ten seconds of the clock: a restored backup soon gives numbers that were never used
@@ -55,6 +55,7 @@ class NodeState:
     heard_ms: int
     heard_number: int
     last_full_sync_ms: int | None
+    installed_ms: int
 
 
 def now_ms() -> int:
@@ -113,7 +114,18 @@ def _state(row: Any) -> NodeState:
         heard_ms=row["heard_ms"],
         heard_number=row["heard_number"],
         last_full_sync_ms=row["last_full_sync_ms"],
+        installed_ms=row["installed_ms"],
     )
+
+
+def installed_ms(connection: Connection) -> int:
+    """When `install` last ran; it never says the same twice."""
+    return int(connection.execute(select(node.c.installed_ms)).scalar_one())
+
+
+def mark_installed(connection: Connection) -> None:
+    """In the transaction of `install`: services find out that the schema is to be read again."""
+    save(connection, installed_ms=max(now_ms(), installed_ms(connection) + 1))
 
 
 def published(connection: Connection) -> int:
@@ -121,17 +133,24 @@ def published(connection: Connection) -> int:
     return int(connection.execute(select(node.c.published)).scalar_one())
 
 
-def advance(connection: Connection, before: Position, after: Position, **values: Any) -> None:
-    """Move the position within the caller's transaction; raises Fault when it was not where it was believed (TRAPS 7)."""
+def advance(connection: Connection, before: Position, after: Position, installed_ms: int, **values: Any) -> None:
+    """Move the position within the caller's transaction (TRAPS 7).
+
+    Raises Unavailable when `install` has run since the schema was read by which the caller works (TRAPS 6), and Fault when the
+    position was not where it was believed.
+    """
     columns = {"epoch": after.epoch, "sequence": after.sequence, "hash": after.hash} | values
     mark = parameter(connection)
     sets = ", ".join(f"{name} = {mark}" for name in columns)
     cursor = raw_cursor(connection)
     cursor.execute(
-        f"UPDATE stsync_node SET {sets} WHERE id = 1 AND sequence = {mark} AND epoch = {mark}",
-        (*columns.values(), before.sequence, before.epoch),
+        f"UPDATE stsync_node SET {sets} WHERE id = 1 AND sequence = {mark} AND epoch = {mark} AND installed_ms = {mark}",
+        (*columns.values(), before.sequence, before.epoch, installed_ms),
     )
     if cursor.rowcount != 1:
+        found = read(connection)
+        if found is not None and found.installed_ms != installed_ms:
+            raise Unavailable("`stsync install` has run; the lists and the schema are read again")
         raise Fault(
             f"the position in the database is not {before.sequence} any more: does another service run on this database?"
         )
@@ -171,14 +190,13 @@ def save_offset(connection: Connection, name: str, before_ms: float, now_ms: flo
     return found
 
 
-def count_refusal(connection: Connection, kind: str, source: str, text: str) -> bool:
-    """Count a refused message; True when it is the first of its kind and source."""
+def count_refusal(connection: Connection, kind: str, source: str, text: str, more: int = 1) -> None:
+    """Count a refused message, or several."""
     where = (refusals.c.kind == kind, refusals.c.source == source)
     values = {"last_ms": now_ms(), "text": text}
-    if connection.execute(update(refusals).where(*where).values(count=refusals.c.count + 1, **values)).rowcount:
-        return False
-    connection.execute(refusals.insert().values(kind=kind, source=source, count=1, **values))
-    return True
+    if connection.execute(update(refusals).where(*where).values(count=refusals.c.count + more, **values)).rowcount:
+        return
+    connection.execute(refusals.insert().values(kind=kind, source=source, count=more, **values))
 
 
 def refused(connection: Connection) -> dict[str, int]:

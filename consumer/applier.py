@@ -18,6 +18,7 @@ from common.database import Database
 from common.errors import LeftBehind, MessageRefused, NeedsFullSync, NotApplicable
 from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
+from common.logs import Seldom
 from common.nodestate import State
 from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
@@ -30,6 +31,7 @@ CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _GRACE_S = 0.3
 _AGAIN = 1000
+_REST = 20  # so many times what it took, the quarantine is left alone: others' changes go first
 
 
 class _Moved(NamedTuple):
@@ -61,6 +63,7 @@ class Applier:
         self._assembly = Assembly(self._position, primary, settings.replay.hold_bytes)
         self._primary = primary
         self._replayer: tuple[int, Replayer] | None = None
+        self._replays_by = 0
         self._head = (1, 0)
         self._beat = 0
         self._at_last_beat = 0
@@ -70,13 +73,14 @@ class Applier:
         self._asked = (0, 0, 0.0)
         self._unanswered: float | None = None
         self._quarantined = 0
-        self._retried = 0.0
+        self._retried = self._looked = self._rested = 0.0
         self._lag_ms: float | None = None
         self._needs: str | None = None
         self._stuck: str | None = None
         self._saved_stuck: str | None = None
         self._began = time.monotonic()
         self._refused: dict[str, int] = {}
+        self._told = Seldom()
         self._last_full_sync_ms: int | None = None
         self._catching_up_until = 0
         self._published = 0
@@ -102,6 +106,7 @@ class Applier:
         self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
         self._offset_ms = known.get(self._primary, 0.0)
         connection.rollback()
+        self._lists.follow(state.installed_ms)
 
     def standing(self) -> Standing:
         """This moment, for reports."""
@@ -322,6 +327,7 @@ class Applier:
             connection,
             self._position,
             after,
+            self._replays_by,
             lag_ms=lag_ms,
             heard_number=self._beat,
             head_epoch=self._head[0],
@@ -348,8 +354,10 @@ class Applier:
     def _replayer_now(self) -> Replayer:
         generation = self._lists.generation
         if self._replayer is None or self._replayer[0] != generation:
-            replayer = Replayer(self._database.dialect, self._lists.tables, self._settings.replay.statement_bytes)
+            present = self._lists.present
+            replayer = Replayer(self._database.dialect, present.tables, self._settings.replay.statement_bytes)
             self._replayer = (generation, replayer)
+            self._replays_by = present.installed_ms
         return self._replayer[1]
 
     def _after(self, connection: Connection) -> None:
@@ -406,18 +414,26 @@ class Applier:
             log("catch_up_asked", first=first, head=self._head[1])
 
     def _retry(self, connection: Connection, now: float) -> None:
-        if now - self._retried < 0.5:
+        if now - self._looked < 0.5:
             return
+        self._looked = now
         due = now - self._retried > self._settings.replay.retry_quarantine_s or self._progress > self._retried
+        due = due and now >= self._rested
         requested = quarantine.requested(connection)
         connection.rollback()  # reading the schema takes a connection of its own
         if not (due or requested):
             return
         self._retried = now
+        try:
+            self._retry_now(connection, () if due else requested)
+        finally:
+            self._rested = now + (_REST + 1) * (time.monotonic() - now)
+
+    def _retry_now(self, connection: Connection, ids: Sequence[int]) -> None:
         self._lists.reread()
         try:
             with self._database.guard():
-                done = quarantine.retry(connection, self._replayer_now(), () if due else requested)
+                done = quarantine.retry(connection, self._replayer_now(), ids)
                 connection.commit()
         except NotApplicable as exc:  # a constraint that is checked at the commit only
             connection.rollback()
@@ -434,11 +450,11 @@ class Applier:
             self._log.warning("changes_quarantined", now=failed_now, all=self._quarantined, see="stsync quarantine list")
 
     def _refuse(self, connection: Connection, exc: MessageRefused) -> None:
-        first = nodestate.count_refusal(connection, exc.kind, "events", str(exc))
+        nodestate.count_refusal(connection, exc.kind, "events", str(exc))
         connection.commit()
         self._refused = nodestate.refused(connection)
         connection.rollback()
-        if first:
+        if self._told.due(exc.kind):
             self._log.warning("message_refused", kind=exc.kind, source="events", reason=str(exc))
         since = self._began if self._heard is None else self._heard
         silent = time.monotonic() - since > self._settings.intervals.offline_after_s

@@ -172,6 +172,17 @@ def single(frames: Iterable[Frame]) -> Iterator[Step]:
             yield _step(frame, 1, row)
 
 
+def halves(step: Step) -> tuple[Step, Step]:
+    """A step of several rows as two."""
+    rows = step.rows.split(SEPARATOR)
+    middle = len(rows) // 2
+    left, right = rows[:middle], rows[middle:]
+    return (
+        replace(step, count=len(left), rows=SEPARATOR.join(left)),
+        replace(step, count=len(right), rows=SEPARATOR.join(right)),
+    )
+
+
 def _step(frame: Frame, count: int, rows: str) -> Step:
     return Step(frame.table, frame.kind, frame.columns, count, rows, frame.key, frame.unchecked)
 

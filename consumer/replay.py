@@ -187,7 +187,7 @@ class Replayer:
         return True
 
     def _one_by_one(self, connection: Connection, unit: Unit) -> list[Failed]:
-        """Each change by itself, in the original order; what failed is tried again as long as anything still succeeds.
+        """In the original order, with a failure told for each change; what failed is tried again as long as anything succeeds.
 
         What the schema defers is looked at once at the end; if it does not hold then, all is done again with a look after each.
         """
@@ -200,12 +200,10 @@ class Replayer:
 
     def _each(self, connection: Connection, unit: Unit, *, settle: bool) -> list[Failed]:
         waiting = Waiting(self._listed)
-        for place, step in enumerate(plan.single(unit.frames())):
-            reason = self._try(connection, step, settle=settle)
-            if reason is None:
-                waiting.done(place, step)
-            else:
-                waiting.add(place, step, reason)
+        place = 0
+        for step in plan.ordered(unit.frames(), self._listed):
+            self._piecewise(connection, place, step, waiting, settle=settle)
+            place += step.count
         progress = True
         while waiting.steps and progress:
             progress = False
@@ -219,6 +217,20 @@ class Replayer:
                 else:
                     waiting.steps[place] = (step, reason)
         return [Failed(unit.epoch, unit.sequence, step, reason) for _, (step, reason) in sorted(waiting.steps.items())]
+
+    def _piecewise(self, connection: Connection, place: int, step: Step, waiting: Waiting, *, settle: bool) -> None:
+        """A step whose first change has this place: what is refused is halved, down to the single changes at fault."""
+        pieces = [(place, step)]
+        while pieces:
+            first, piece = pieces.pop()
+            reason = self._try(connection, piece, settle=settle)
+            if reason is None:
+                waiting.done(first, piece)
+            elif piece.count == 1:
+                waiting.add(first, piece, reason)
+            else:
+                left, right = plan.halves(piece)
+                pieces += [(first + left.count, right), (first, left)]
 
     def _settled(self, connection: Connection) -> bool:
         try:

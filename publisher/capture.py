@@ -16,7 +16,7 @@ from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
 from common.dialects.base import run
-from common.nodestate import Role, State, now_ms, read_installed
+from common.nodestate import Role, State, mark_installed, read_installed
 from common.schema import ListedTable
 from common.settings import Settings
 
@@ -85,6 +85,7 @@ def install(database: Database, settings: Settings) -> Plan:
         for statement in what.statements:
             run(connection, statement)
         _register_node(connection, settings)
+        mark_installed(connection)
         connection.execute(delete(captured))
         shown = capture_check.standing(database.dialect, connection)
         for name, marks in what.marks.items():
@@ -162,7 +163,7 @@ def _register_node(connection: Connection, settings: Settings) -> None:
             numbered=0,
             heard_ms=0,
             heard_number=0,
-            installed_ms=now_ms(),
+            installed_ms=0,
             version=__version__,
         )
     )

@@ -19,6 +19,7 @@ from common.changes import Position
 from common.database import Database
 from common.errors import MessageRefused
 from common.freshness import Freshness
+from common.logs import Seldom
 from common.nodestate import State
 from common.settings import Settings
 from common.topology import Topology
@@ -80,6 +81,7 @@ class Control:
         self._head = head
         self._on_numbers = on_numbers
         self._log = structlog.get_logger("control")
+        self._told = Seldom()
         self._serving: dict[str, _Serving] = {}
         self._numbers: dict[str, int] = {}
         self._number = 0
@@ -138,9 +140,9 @@ class Control:
         self._asked_number.clear()
         self._save_offsets(connection)
         for (kind, source), count in refused.items():
-            for _ in range(count):
-                if nodestate.count_refusal(connection, kind, source, texts[kind, source]):
-                    self._log.warning("message_refused", kind=kind, source=source, reason=texts[kind, source])
+            nodestate.count_refusal(connection, kind, source, texts[kind, source], count)
+            if self._told.due(kind):
+                self._log.warning("message_refused", kind=kind, source=source, reason=texts[kind, source])
         connection.commit()
 
     def serve(self, connection: Connection) -> bool:

@@ -79,10 +79,11 @@ def first_sequence(connection: Connection, at_least: int = 0) -> int:
     return int(connection.execute(first).scalar_one())
 
 
-def prune(connection: Connection, settings: JournalSettings, published: int, needed: int | None) -> int:
-    """Delete what is older than the retention or beyond its size, never what is not published yet; the number deleted.
+def prunable(connection: Connection, settings: JournalSettings, published: int, needed: int | None) -> int:
+    """The last sequence that is older than the retention or beyond its size, and published; 0 when there is none. It only reads,
+    which takes its time where much is kept.
 
-    In the caller's transaction. The newest batch always stays, so that the journal tells where the log stands. From `needed` on
+    The newest batch always stays, so that the journal tells where the log stands. From `needed` on
     secondaries lack what there is: only the size takes that from them, for age is what the clock says, and it may be wrong.
     """
     held = extent(connection)
@@ -96,6 +97,9 @@ def prune(connection: Connection, settings: JournalSettings, published: int, nee
                 break
             upto, excess = max(upto, sequence), excess - size
     upto = min(upto, published, held.last - 1)
-    if upto < held.first:
-        return 0
+    return 0 if upto < held.first else upto
+
+
+def prune(connection: Connection, upto: int) -> int:
+    """Delete the batches up to a sequence, in the caller's transaction; their number."""
     return connection.execute(delete(journal).where(journal.c.sequence <= upto)).rowcount

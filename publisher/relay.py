@@ -1,11 +1,11 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
-import orjson
+import msgspec
 import structlog
 from sqlalchemy.engine import Connection
 
@@ -14,7 +14,7 @@ from common.changes import SEPARATOR, Kind, Position
 from common.database import Database
 from common.dialects.base import UNCHECKED
 from common.errors import NotApplicable
-from common.schema import ListedTable
+from common.live_lists import Lists
 from common.settings import RelaySettings
 from common.wire import Writer
 from publisher import contract, journal, outbox
@@ -48,13 +48,14 @@ class Relay:
         database: Database,
         settings: RelaySettings,
         writer: Writer,
-        listed: Callable[[], Mapping[str, ListedTable]],
+        lists: Callable[[], Lists],
         position: Position,
     ) -> None:
         self._database = database
         self._settings = settings
         self._writer = writer
-        self._listed = listed
+        self._lists = lists
+        self._present = lists()
         self.position = position
         self._log = structlog.get_logger("relay")
         self._connections: tuple[Connection, Connection] | None = None
@@ -75,6 +76,7 @@ class Relay:
         then changed, or the position in the database has moved and is read again by the caller.
         """
         reader, writer = self._open()
+        self._present = self._lists()
         with self._database.guard():
             return self._drain(reader, writer)
 
@@ -115,7 +117,7 @@ class Relay:
         journal.append(writer, self.position.epoch, held)
         if not taken:
             outbox.remove(writer, self._database.dialect, ids)
-        nodestate.advance(writer, self.position, composer.position)
+        nodestate.advance(writer, self.position, composer.position, self._present.installed_ms)
         writer.commit()
         self.position = composer.position
         for row, reason in unfit:
@@ -125,29 +127,29 @@ class Relay:
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
         try:
             if row.canonical:
-                _check_text(row.rows_json)
+                _check(row)
                 kind, columns = self._head(row.kind, row.columns_json)
                 unchecked = row.canonical == UNCHECKED
                 head = Head(row.table_name, kind, columns, self._key(row.table_name), unchecked=unchecked)
                 return composer.add(head, row.row_count, row.rows_json)
             table, kind, columns, count, rows = contract.canonical(
-                self._listed(), self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
+                self._present.tables, self._database.dialect, row.table_name, row.kind, row.columns_json, row.rows_json
             )
             return composer.add(Head(table, kind, columns, self._key(table), loose=True), count, rows)
-        except (NotApplicable, ValueError) as exc:
+        except (NotApplicable, ValueError, msgspec.MsgspecError) as exc:  # the latter two of what no trigger writes
             unfit.append((row, _printable(str(exc))))
             return []
 
     def _key(self, table_name: str) -> int:
         """How many columns its key has; 0 for a table that was taken from the list after the change."""
-        table = self._listed().get(table_name)
+        table = self._present.tables.get(table_name)
         return 0 if table is None else len(table.key)
 
     def _head(self, kind: str, columns_json: str) -> tuple[Kind, tuple[str, ...]]:
         """What triggers write again and again, parsed once."""
         known = self._heads.get((kind, columns_json))
         if known is None:
-            known = self._heads[kind, columns_json] = (Kind(kind), tuple(orjson.loads(columns_json)))
+            known = self._heads[kind, columns_json] = (Kind(kind), msgspec.json.decode(columns_json, type=tuple[str, ...]))
         return known
 
     def _open(self) -> tuple[Connection, Connection]:
@@ -165,9 +167,11 @@ def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
             yield from rows
             continue
         for some in _bounded(rows):
-            text = SEPARATOR.join([row.rows_json for row in some])
-            if _encodes(text):
-                yield some[0]._replace(rows_json=text, row_count=sum(row.row_count for row in some))
+            joined = some[0]._replace(
+                rows_json=SEPARATOR.join([row.rows_json for row in some]), row_count=sum(row.row_count for row in some)
+            )
+            if _encodes(joined.rows_json) and _counts(joined) and all([row.rows_json.startswith("[") for row in some]):
+                yield joined
             else:
                 yield from some  # one of them alone is to be rejected
 
@@ -193,9 +197,16 @@ def _encodes(text: str) -> bool:
         return False
 
 
-def _check_text(rows: str) -> None:
-    if not _encodes(rows):
+def _counts(row: outbox.Row) -> bool:
+    """Whether it says how many rows it holds; what it says may be anything, for any program that may write may say it."""
+    return row.row_count == row.rows_json.count(SEPARATOR) + 1 and row.rows_json.startswith("[")
+
+
+def _check(row: outbox.Row) -> None:
+    if not _encodes(row.rows_json):
         raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table")
+    if not _counts(row):
+        raise NotApplicable(f"it does not hold the {row.row_count} rows that it announces; programs leave `canonical` at 0")
 
 
 def _printable(text: str) -> str:

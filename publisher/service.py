@@ -45,7 +45,7 @@ class PrimaryService:
         state = runtime.state
         self._sender = Sender(runtime.database, runtime.topology, state.published, state.position.sequence)
         self._relay = Relay(
-            runtime.database, self._settings.relay, runtime.writer, lambda: self._lists.tables, state.position
+            runtime.database, self._settings.relay, runtime.writer, lambda: self._lists.present, state.position
         )
         self._arrived: queue.Queue[Delivery] = queue.Queue()
         self._publish = PublishLink(
@@ -126,8 +126,10 @@ class PrimaryService:
     def _relay_loop(self) -> None:
         stop, relay = self._runtime.stop, self._settings.relay
         with self._database.connect(read_only=True) as connection:
-            self._relay.position = nodestate.read_installed(connection, self._settings).position
+            state = nodestate.read_installed(connection, self._settings)
             connection.rollback()
+        self._relay.position = state.position
+        self._lists.follow(state.installed_ms)
         self._sender.offer((), self._relay.position.sequence)
         with self._database.guard():
             waker = self._database.dialect.waker(
@@ -189,8 +191,11 @@ class PrimaryService:
                     connection.commit()
                 if time.monotonic() >= next_prune:
                     next_prune = time.monotonic() + self._settings.journal.prune_every_s
-                    journal.prune(connection, self._settings.journal, saved, self._control.needed())
-                    connection.commit()
+                    upto = journal.prunable(reading, self._settings.journal, saved, self._control.needed())
+                    reading.rollback()
+                    if upto:
+                        journal.prune(connection, upto)
+                        connection.commit()
 
     def _confirmed(self, token: object) -> None:
         if isinstance(token, int):

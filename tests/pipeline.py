@@ -37,7 +37,7 @@ class Pipeline:
 
     def _relay(self) -> Relay:
         parts, lists = _built(self.primary)
-        return Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.tables, parts.state.position)
+        return Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.present, parts.state.position)
 
     def move(self) -> None:
         """Drain the outbox and apply what came of it."""

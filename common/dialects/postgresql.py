@@ -41,7 +41,9 @@ ROWS_AN_OUTBOX_ROW = 1000
 BYTES_AN_OUTBOX_ROW = 256 << 10
 _PINNED = (
     "SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1;"
-    " SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; SET standard_conforming_strings = on"
+    " SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; SET standard_conforming_strings = on;"
+    # What is published must not be lost afterwards: at least the server's own disk has it.
+    " SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 )
 _FUNCTION_SETTINGS = (
     "SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1"

@@ -7,7 +7,9 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from tests.conftest import NewDatabase
+from tests.faults.conftest import wait_running
 from tests.harness import NO_BROKER, Node, make_cluster
+from tests.integration.conftest import MakeCluster
 
 UNIT = "CREATE TABLE unit (id BIGINT PRIMARY KEY, name VARCHAR(40), note VARCHAR(40))"
 LONG = "a" * 60  # as long as a name can be, nearly
@@ -97,3 +99,32 @@ def test_a_column_that_is_excluded_first_can_go_while_programs_write(node: Node,
     installed(node)
     node.execute("DELETE FROM unit")
     assert "D" in {kind for kind, _ in captured(node)}
+
+
+WIDER = {
+    "postgresql": "ALTER TABLE t ALTER COLUMN c TYPE double precision",
+    "mariadb": "ALTER TABLE t MODIFY c DOUBLE",
+    "sqlite": "ALTER TABLE t ADD COLUMN d DOUBLE",
+}
+NARROW = {"postgresql": "real", "mariadb": "FLOAT", "sqlite": "TEXT"}
+
+
+def test_running_services_follow_an_altered_schema_from_install_on(new_cluster: MakeCluster, database_kind: str) -> None:
+    """TRAPS 6, 30: the very next change is captured and replayed by the schema as it is now, without a restart."""
+    schema = (f"CREATE TABLE t (id BIGINT PRIMARY KEY, c {NARROW[database_kind]})",)
+    cluster = new_cluster(database_kind, schema=schema, tables="t\n")
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    cluster.primary.execute("INSERT INTO t (id, c) VALUES (1, 0.5)")
+    cluster.wait_equal()
+    cluster.on_all(WIDER[database_kind])
+    for node in cluster.nodes.values():
+        installed(node)
+    column = "d" if database_kind == "sqlite" else "c"
+    cluster.primary.execute(f"INSERT INTO t (id, {column}) VALUES (2, 0.123456789012345)")
+    cluster.wait_equal()
+    for node in cluster.nodes.values():
+        assert node.rows(f"SELECT {column} FROM t WHERE id = 2") == [(0.123456789012345,)]
+        assert node.rows("SELECT 1 FROM stsync_quarantine") == []
+        assert "Traceback" not in node.log
+    assert cluster.primary.rows("SELECT 1 FROM stsync_rejected") == []

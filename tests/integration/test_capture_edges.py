@@ -176,10 +176,16 @@ def test_a_row_filter_means_the_same_everywhere(new_cluster: MakeCluster, databa
     assert node.rows("SELECT * FROM stsync_quarantine") == []
 
 
+NAMES = '["id","name","stamp"]'
 BAD_ROWS = {
-    "a lone surrogate": r'[1,"\ud800",0]',
-    "too deep": "[1," + "[" * 5000 + "]" * 5000 + ",0]",
-    "an object": '[1,{"a":1},0]',
+    "a lone surrogate": (r'[1,"\ud800",0]', NAMES, 1, 0),
+    "too deep": ("[1," + "[" * 5000 + "]" * 5000 + ",0]", NAMES, 1, 0),
+    "an object": ('[1,{"a":1},0]', NAMES, 1, 0),
+    "as a trigger's, of two rows": ('["1","a","0"]', NAMES, 2, 1),
+    "as a trigger's, of no array": ('"1"', NAMES, 1, 1),
+    "as a trigger's, without columns": ('["1","a","0"]', "5", 1, 1),
+    "as a trigger's, of nameless columns": ('["1","a","0"]', "[1,2,3]", 1, 1),
+    "as a trigger's, of half a list": ('["1","a","0"]', '["id"', 1, 1),
 }
 
 
@@ -189,15 +195,20 @@ def test_a_row_of_the_outbox_that_is_no_change_stops_nobody(new_cluster: MakeClu
     cluster: Cluster = new_cluster(database_kind, schema=(ITEM,), tables="item\n", nodes=("st1", "st2"))
     cluster.start()
     primary = cluster.primary
+    rows, columns, count, canonical = BAD_ROWS[what]
     primary.execute(
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json) VALUES ('item', 'I', :columns, :rows)",
-        columns='["id","name","stamp"]',
-        rows=BAD_ROWS[what],
+        "INSERT INTO item VALUES (4, 'four', 0)",
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
+        " VALUES ('item', 'I', :columns, :rows, :count, :canonical)",
+        columns=columns,
+        rows=rows,
+        count=count,
+        canonical=canonical,
     )
     primary.execute("INSERT INTO item VALUES (5, 'five', 0)")
     cluster.wait_equal()
     assert primary.rows("SELECT count(*) FROM stsync_rejected") == [(1,)]
-    assert cluster.nodes["st2"].rows("SELECT id FROM item") == [(5,)]
+    assert cluster.nodes["st2"].rows("SELECT id FROM item ORDER BY id") == [(4,), (5,)]
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"])
