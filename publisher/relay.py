@@ -170,7 +170,7 @@ def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
             joined = some[0]._replace(
                 rows_json=SEPARATOR.join([row.rows_json for row in some]), row_count=sum(row.row_count for row in some)
             )
-            if _encodes(joined.rows_json) and _counts(joined) and all([row.rows_json.startswith("[") for row in some]):
+            if _encodes(joined.rows_json) and _counts(joined) and all(row.rows_json.startswith("[") for row in some):
                 yield joined
             else:
                 yield from some  # one of them alone is to be rejected
