@@ -1,6 +1,7 @@
 """What `status` shows, read from the node's own database whether or not its service runs (DESIGN §9, INTERFACE)."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -10,8 +11,13 @@ from sqlalchemy.engine import Connection
 from common import capture_check, freshness, nodestate
 from common.bookkeeping import journal, outbox, rejected, reports
 from common.database import Database
+from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState, Role, State
 from common.settings import Settings
+from common.trust.certificates import Certificate
+from common.trust.keys import read_certificates
+
+_EXPIRES_SOON = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,23 @@ def _warnings(connection: Connection, database: Database, settings: Settings) ->
     if unfit:
         reason = connection.execute(select(rejected.c.reason).order_by(rejected.c.id.desc()).limit(1)).scalar_one()
         found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
+    found += _expiry(settings)
     offsets = nodestate.offsets(connection)
     found += [freshness.sentence(name, offsets[name]) for name in settings.cluster.names if name in offsets]
     return found + capture_check.faults(database, connection, settings)
+
+
+def _expiry(settings: Settings) -> list[str]:
+    """That this node's certificate expires soon, or has."""
+    try:
+        own = Certificate.parse(read_certificates(settings.trust.certificate)[0])
+    except (Misconfigured, MessageRefused):
+        return []  # the service, which cannot start with it, says what is wrong with it
+    left = own.not_after - datetime.now(UTC)
+    if left > min(_EXPIRES_SOON, (own.not_after - own.not_before) / 5):
+        return []
+    when = "expired" if left < timedelta() else "expires"
+    return [
+        f"the certificate of this node, {settings.trust.certificate}, {when} at {own.not_after:%Y-%m-%d %H:%M} UTC; issue a new "
+        f"one (stsync pki issue --node {settings.node.name} --out a new directory), put it in its place and start the service again"
+    ]

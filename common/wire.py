@@ -15,14 +15,16 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import zstandard
 
-from common.errors import MessageRefused
+from common.errors import MessageRefused, Misconfigured
 from common.trust.authorities import Authorities
+from common.trust.authorities import Verified as Certified
 from common.trust.identity import Identity
 from common.trust.sealing import Opener, Sealer
 from common.trust.signing import pae, sign, verify
@@ -159,7 +161,14 @@ class Writer:
         last: bool = True,
     ) -> bytes:
         """The message, ready to be published."""
-        now_ms = int(self._clock() * 1000)
+        now = self._clock()
+        if kind is MessageKind.BATCH and now > self._identity.not_after.timestamp():
+            raise Misconfigured(
+                f"the certificate of node {self._identity.node!r} expired at {self._identity.not_after:%Y-%m-%d %H:%M:%S} UTC; "
+                f"nothing is lost: issue a new one (stsync pki issue --node {self._identity.node} --out a new directory), put it in its "
+                "place and start the service again; or is this node's clock wrong?"
+            )
+        now_ms = int(now * 1000)
         header = Header(
             version=VERSION,
             kind=kind,
@@ -205,16 +214,38 @@ class Reader:
             raise MessageRefused("malformed", "bytes that are no message of stsync, or of a version not known here")
         chain, rest = _take(memoryview(message)[len(MAGIC) :])
         signature, payload = _take(rest)
-        certificate = self._authorities.verify(_chain(chain))
+        certificates = _chain(chain)
+        certificate, expired = self._certificate(certificates)
         verify(certificate.public_key, pae(DOMAIN, bytes(payload)), bytes(signature))
         head, sealed = _take(payload)
         header = _parse(bytes(head), Header)
+        if expired is not None:
+            self._check_then(certificates, header, expired)
         self._check(header, certificate.node)
         return Verified(header, bytes(sealed), bytes(head), message_hash(message), len(message))
 
     def open(self, message: Verified) -> bytes:
         """Steps 7 and 8: the body in the clear; raises MessageRefused."""
         return _decompress(self._opener.open(message.sealed, message.aad))
+
+    def _certificate(self, chain: tuple[bytes, ...]) -> tuple[Certified, MessageRefused | None]:
+        """Who the chain speaks for; with the refusal where it only did so in the past."""
+        try:
+            return self._authorities.verify(chain), None
+        except MessageRefused as exc:
+            past = self._authorities.once(chain)
+            if past is None:
+                raise
+            return past, exc
+
+    def _check_then(self, chain: tuple[bytes, ...], header: Header, expired: MessageRefused) -> None:
+        """A batch is for good, and its certificate is not: it must have been valid when the batch was signed."""
+        if header.kind is not MessageKind.BATCH:
+            raise expired
+        try:
+            self._authorities.verify(chain, datetime.fromtimestamp(header.issued_ms / 1000, UTC))
+        except (ValueError, OverflowError, OSError) as exc:
+            raise expired from exc
 
     def _check(self, header: Header, certified: str) -> None:
         if header.version != VERSION:

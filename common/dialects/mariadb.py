@@ -312,7 +312,7 @@ def _from_text(column: Column, value: str) -> str:
         return f"UNHEX(CONVERT({value} USING ascii))"
     if base == "timestamp":
         seconds = f"CAST({value} AS DECIMAL(20,6))"
-        return f"IF({seconds} = 0, '0000-00-00 00:00:00', FROM_UNIXTIME({seconds}))"
+        return f"CAST(IF({seconds} = 0, '0000-00-00 00:00:00', FROM_UNIXTIME({seconds})) AS DATETIME(6))"
     if base == "bit":
         return f"CAST({value} AS UNSIGNED)"
     return value
@@ -603,9 +603,18 @@ def _judge(table: ListedTable, alias: str) -> str:
     """
     where = (table.where or "").lower()
     named = [column for column in table.table.columns if column.name.lower() in where]
-    declared = " ".join(f"DECLARE {quote(c.name)} {c.type} DEFAULT {alias}.{quote(c.name)};" for c in named)
+    declared = " ".join(f"DECLARE {quote(c.name)} {_variable(c, f'{alias}.{quote(c.name)}')};" for c in named)
     flag = f"stsync_{alias.lower()}"
     return f"  DECLARE {flag} BOOL DEFAULT FALSE;\n  BEGIN {declared} SET {flag} = COALESCE(({table.where}), FALSE); END;"
+
+
+def _variable(column: Column, value: str) -> str:
+    """The type and the value that a row filter sees: of a TIMESTAMP what it is in UTC, as in replay, whatever the writer's time zone
+    (a trigger cannot have one of its own)."""
+    if _base(column) != "timestamp":
+        return f"{column.type} DEFAULT {value}"
+    utc = f"TIMESTAMP '1970-01-01 00:00:00' + INTERVAL UNIX_TIMESTAMP({value}) SECOND"
+    return f"datetime{column.type[len('timestamp') :]} DEFAULT IF({value} = 0, '0000-00-00 00:00:00', {utc})"
 
 
 def _guarded(columns: Iterable[Column], named: Collection[str | None]) -> frozenset[str]:

@@ -95,6 +95,13 @@ class Authorities:
                 self._remembered.popitem(last=False)
         return fresh.verified
 
+    def once(self, chain: Sequence[bytes]) -> Verified | None:
+        """The node that a chain spoke for until its own certificate expired; None where that is not why it does no more."""
+        own = Certificate.parse(chain[0]) if chain else None
+        if own is None or own.not_after >= datetime.now(UTC):
+            return None
+        return self.verify(chain, own.not_after)
+
     def _examine(self, chain: tuple[bytes, ...], at: datetime) -> _Remembered:
         path = rules.validate(chain, self._certificates, at)
         public_key = as_verifying_key(path[0].key)

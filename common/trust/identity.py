@@ -14,16 +14,12 @@ from common.trust.path import MAX_CHAIN, check_node
 
 @dataclass(frozen=True)
 class Identity:
-    """A node's name, its private key, and its chain as DER: its own certificate, then its issuers."""
+    """A node's name, its private key, its chain as DER (its own certificate, then its issuers), and when its own expires."""
 
     node: str
     key: SigningKey = field(repr=False)
     chain: tuple[bytes, ...] = field(repr=False)
-
-    @property
-    def certificate(self) -> bytes:
-        """The node's own certificate, as DER."""
-        return self.chain[0]
+    not_after: datetime = field(repr=False)
 
 
 def load_identity(key_path: Path, certificate_path: Path, node: str) -> Identity:
@@ -59,7 +55,7 @@ def load_identity(key_path: Path, certificate_path: Path, node: str) -> Identity
         raise Misconfigured(
             f"{certificate_path}: {len(chain)} certificates; other nodes accept chains of at most {MAX_CHAIN}"
         )
-    return Identity(node, private_key, chain)
+    return Identity(node, private_key, chain, first.not_after)
 
 
 def _is_self_signed(certificate: Certificate) -> bool:

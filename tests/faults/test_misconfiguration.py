@@ -19,6 +19,7 @@ from common.database import Database
 from common.dialects import dialect_for
 from common.errors import Misconfigured
 from common.settings import DatabaseSettings
+from common.trust import pki
 from common.trust.pki import init_cluster, issue_node
 from deploy.servers import PrivateRabbitMQ
 from deploy.servers.ports import Ports
@@ -392,3 +393,42 @@ def reissue(pki: Path, node: str, end: datetime) -> None:
     for extension in issued.extensions:
         draft = draft.add_extension(extension.value, extension.critical)
     (pki / f"{node}.pem").write_bytes(draft.sign(key, None).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
+
+
+def test_a_certificate_that_expires_while_the_primary_runs_stops_nothing_for_good(
+    new_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRAPS 34: it ends with a sentence, writers go on, and with a new certificate so does everything; `status` warns before."""
+    with monkeypatch.context() as short:
+        short.setattr(pki, "NODE_DAYS", 8 / 86_400)
+        cluster = new_cluster("sqlite", nodes=("st1", "st2"))
+    primary, folder = cluster.primary, cluster.primary.home.parent / "pki"
+    renew(folder, "st2")
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    primary.execute("INSERT INTO unit VALUES (1, 'before', NULL)")
+    cluster.wait_equal()
+    cluster.nodes["st2"].kill()
+    primary.execute("INSERT INTO unit VALUES (2, 'not fetched before', NULL)")
+    wait_told(lambda: "expire" in str(primary.status()["warnings"]), primary.status, 20)
+
+    def ended() -> bool:
+        primary.execute("UPDATE unit SET name = 'u' || random() WHERE id = 1")
+        return primary.process is not None and primary.process.poll() is not None
+
+    wait_told(ended, lambda: primary.log[-2000:], 30)
+    assert primary.process is not None
+    assert primary.process.poll() == 2
+    assert "pki issue --node st1" in primary.log
+    assert "Traceback" not in primary.log
+    renew(folder, "st1")
+    for node in cluster.nodes.values():
+        node.start()
+    cluster.wait_equal()
+    assert sum(cluster.nodes["st2"].status()["refused"].get(kind, 0) for kind in ("signature", "seal", "epoch")) == 0
+
+
+def renew(folder: Path, node: str) -> None:
+    for kind in ("key", "pem"):
+        (folder / f"{node}.{kind}").unlink()
+    pki.issue_node(folder, node, folder)

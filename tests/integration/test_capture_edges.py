@@ -13,6 +13,7 @@ from publisher import capture
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import MakeCluster
+from tests.pipeline import Pipeline
 
 ITEM = "CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40), stamp BIGINT NOT NULL DEFAULT 0)"
 PG_STAMP = """CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -174,6 +175,37 @@ def test_a_row_filter_means_the_same_everywhere(new_cluster: MakeCluster, databa
     cluster.wait_equal()
     assert node.rows("SELECT id FROM f") == [(9,)]
     assert node.rows("SELECT * FROM stsync_quarantine") == []
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+@pytest.mark.parametrize("zone", ["-05:00", "+00:00", "+11:00"])
+def test_a_row_filter_over_a_time_does_not_depend_on_the_writers_zone(
+    tmp_path: Path, new_database: NewDatabase, database_kind: str, zone: str
+) -> None:
+    """TRAPS 30, 32: triggers have no time zone of their own here; in a row filter a TIMESTAMP is its date and time in UTC."""
+    schema = (
+        "CREATE TABLE f (id INT PRIMARY KEY, valid TIMESTAMP(6) NULL, at TIMESTAMP NOT NULL DEFAULT '2020-01-01 00:00:00')"
+    )
+    tables = "f where=\"valid > '2026-1-1 0:00:00.5' AND at <> 0\"\n"
+    cluster = make_cluster(
+        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=(schema,), tables=tables, nodes=("st1", "st2")
+    )
+    pipeline = Pipeline(cluster)
+
+    def write(*statements: str) -> None:
+        pipeline.primary.execute("SET SESSION sql_mode = ''", f"SET SESSION time_zone = '{zone}'", *statements)
+        pipeline.move()
+        assert pipeline.wrong() == []
+
+    # 1767225600 is 2026-01-01 00:00:00 UTC
+    for number, seconds in enumerate(("1767225600.400000", "1767225600.600000", "1767225600.500000", "NULL", "1767229200")):
+        write(f"INSERT INTO f (id, valid) VALUES ({number}, FROM_UNIXTIME({seconds}))")
+    assert pipeline.secondary.rows("SELECT id FROM f ORDER BY id") == [(1,), (4,)]
+    write("UPDATE f SET at = 0 WHERE id = 1", "UPDATE f SET valid = FROM_UNIXTIME(1767225601) WHERE id = 0")
+    assert pipeline.secondary.rows("SELECT id FROM f ORDER BY id") == [(0,), (4,)]
+    write("UPDATE f SET valid = FROM_UNIXTIME(1767225600) WHERE id = 4", "DELETE FROM f WHERE id = 0")
+    assert pipeline.secondary.rows("SELECT id FROM f") == []
+    pipeline.close()
 
 
 NAMES = '["id","name","stamp"]'

@@ -1,6 +1,8 @@
 """Messages: what is written is read, what is altered in any byte is refused, sizes are bounded (TRAPS 17, 34)."""
 
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -10,13 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import wire
-from common.errors import MessageRefused
+from common.errors import MessageRefused, Misconfigured
 from common.trust.authorities import Authorities
 from common.trust.identity import Identity, load_identity
 from common.trust.pki import init_cluster, issue_node
 from common.trust.sealing import Opener, Sealer, load_cluster_pair
 from common.trust.signing import pae, sign
 from common.wire import Heartbeat, MessageKind, Reader, Writer, encode_body, message_hash, parse_body
+from tests.unit.test_trust_factory import make as make_certificate
+from tests.unit.test_trust_factory import make_ca
 
 
 @dataclass
@@ -159,3 +163,36 @@ def test_control_messages_are_parsed_strictly() -> None:
     assert parse_body(encode_body(beat), Heartbeat) == beat
     with pytest.raises(MessageRefused):
         parse_body(msgspec.msgpack.encode({"number": "one"}), Heartbeat)
+
+
+CA = make_ca("bank CA", valid=(timedelta(days=-100), timedelta(days=100)))
+OLD = make_certificate("st1", CA, valid=(timedelta(days=-10), timedelta(days=-1)))
+
+
+def long_ago(side: Side, days: float, kind: MessageKind = MessageKind.BATCH) -> bytes:
+    """What st1 wrote so many days ago with a certificate that expired yesterday; its clock was right."""
+    identity = Identity("st1", OLD.key, (OLD.der,), OLD.parsed.not_after)
+    writer = Writer(identity, side.sealer, "mft", clock=lambda: time.time() - days * 86_400)
+    return writer.write(kind, b"body", epoch=1, sequence=1, previous=b"p" * 32)
+
+
+def test_a_batch_outlives_the_certificate_that_it_was_signed_with(side: Side) -> None:
+    """TRAPS 8, 34: the journal is served byte for byte, long after its primary has a new certificate; all else is for now."""
+    reader = Reader("st2", "mft", ("st1",), Authorities([CA.parsed]), side.opener)
+    verified = reader.verify(long_ago(side, 2))
+    assert reader.open(verified) == b"body"
+    altered = bytearray(long_ago(side, 2))
+    altered[-1] ^= 1
+    with pytest.raises(MessageRefused, match="signature"):
+        reader.verify(bytes(altered))
+    for message in (long_ago(side, 2, MessageKind.HEARTBEAT), long_ago(side, 11)):  # before it was valid, too
+        with pytest.raises(MessageRefused) as told:
+            reader.verify(message)
+        assert told.value.kind == "certificate"
+    with pytest.raises(MessageRefused, match="none of the authorities"):
+        Reader("st2", "mft", ("st1",), Authorities([make_ca("another").parsed]), side.opener).verify(long_ago(side, 2))
+
+
+def test_nothing_is_put_into_the_log_with_a_certificate_that_has_expired(side: Side) -> None:
+    with pytest.raises(Misconfigured, match=r"expired at .*stsync pki issue --node st1"):
+        long_ago(side, 0)
