@@ -163,10 +163,11 @@ class Writer:
         """The message, ready to be published."""
         now = self._clock()
         if kind is MessageKind.BATCH and now > self._identity.not_after.timestamp():
+            node, end = self._identity.node, self._identity.not_after
             raise Misconfigured(
-                f"the certificate of node {self._identity.node!r} expired at {self._identity.not_after:%Y-%m-%d %H:%M:%S} UTC; "
-                f"nothing is lost: issue a new one (stsync pki issue --node {self._identity.node} --out a new directory), put it in its "
-                "place and start the service again; or is this node's clock wrong?"
+                f"the certificate of node {node!r} expired at {end:%Y-%m-%d %H:%M:%S} UTC; nothing is lost: issue a new one (stsync pki "
+                f"issue --node {node} --out a new directory), put it in its place and start the service again; or is this node's clock "
+                "wrong?"
             )
         now_ms = int(now * 1000)
         header = Header(
