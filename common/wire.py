@@ -165,9 +165,9 @@ class Writer:
         if kind is MessageKind.BATCH and now > self._identity.not_after.timestamp():
             node, end = self._identity.node, self._identity.not_after
             raise Misconfigured(
-                f"the certificate of node {node!r} expired at {end:%Y-%m-%d %H:%M:%S} UTC; nothing is lost: issue a new one (stsync pki "
-                f"issue --node {node} --out a new directory), put it in its place and start the service again; or is this node's clock "
-                "wrong?"
+                f"the certificate of node {node!r} expired at {end:%Y-%m-%d %H:%M:%S} UTC; nothing is lost: issue a new one "
+                f"(stsync pki issue --node {node} --out a new directory), put it in its place and start the service again; or is this "
+                "node's clock wrong?"
             )
         now_ms = int(now * 1000)
         header = Header(
