@@ -125,7 +125,7 @@ class IntervalSettings(_Section):
 
     heartbeat_s: Positive = 1.0
     report_s: Positive = 2.0
-    report_min_s: Positive = 0.1
+    report_min_s: Positive = 0.25
     catch_up_retry_s: Positive = 2.0
     offline_after_s: Positive = 10.0
     capture_check_s: Positive = 30.0  # how often the service looks whether the triggers still stand
