@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from sqlalchemy import delete, inspect, select
+from sqlalchemy import delete, func, inspect, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from common import __version__, capture_check
-from common.bookkeeping import captured, node, tables_of
+from common.bookkeeping import captured, node, outbox, quarantine, rejected, tables_of
 from common.capture_check import Marks
 from common.catalog import listed_tables
 from common.changes import GENESIS
@@ -92,6 +92,22 @@ def install(database: Database, settings: Settings) -> Plan:
             connection.execute(captured.insert().values(table_name=name, **asdict(replace(marks, standing=shown[name]))))
         connection.commit()
     return what
+
+
+def unfinished(connection: Connection) -> list[str]:
+    """Sentences about what `uninstall` throws away that has not reached its end."""
+    existing = set(inspect(connection).get_table_names())
+    found = []
+    for table, what in (
+        (outbox, "changes that were not sent to any node yet"),
+        (quarantine, "changes that wait in the quarantine"),
+        (rejected, "outbox rows that were no valid change"),
+    ):
+        if table.name in existing:
+            count = connection.execute(select(func.count()).select_from(table)).scalar_one()
+            if count:
+                found.append(f"thrown away: {count} {what}")
+    return found
 
 
 def uninstall(database: Database) -> list[str]:

@@ -57,5 +57,9 @@ def uninstall(config: ConfigOption = None) -> None:
     with database.connect() as connection:
         if not database.dialect.lock(connection):
             raise Refused(f"`stsync run` works on database {database.address}; stop it first")
+        lost = capture.unfinished(connection)
+        connection.rollback()
         statements = capture.uninstall(database)
+    for told in lost:
+        typer.echo(told, err=True)
     typer.echo(f"removed from {database.address}: {len(statements)} triggers, functions and tables")

@@ -76,7 +76,10 @@ def test_a_dry_run_prints_the_sql_and_changes_nothing(node: Node) -> None:
 
 
 def test_uninstall_leaves_nothing_behind(node: Node) -> None:
-    assert node.command("uninstall").returncode == 0
+    node.execute("INSERT INTO unit VALUES (7, 'not sent yet', NULL)")
+    done = node.command("uninstall")
+    assert done.returncode == 0
+    assert "thrown away: 1 changes that were not sent" in done.stderr
     node.execute("INSERT INTO unit VALUES (1, 'x', NULL)")
     with node.database.connect() as connection:
         assert node.database.dialect.installed(connection) == []
