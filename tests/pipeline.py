@@ -37,10 +37,14 @@ class Pipeline:
 
     def _relay(self) -> Relay:
         parts, lists = _built(self.primary)
+        self._primary_lists = lists
         return Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.present, parts.state.position)
 
     def move(self) -> None:
-        """Drain the outbox and apply what came of it."""
+        """Drain the outbox and apply what came of it; as the services do, by what `install` found last."""
+        for node, lists in ((self.primary, self._primary_lists), (self.secondary, self.lists)):
+            ((installed_ms,),) = node.rows("SELECT installed_ms FROM stsync_node")
+            lists.follow(installed_ms)
         messages: list[bytes] = []
         while (drained := self.relay.drain()) is not None:
             messages += [batch.message for batch in drained.batches]
