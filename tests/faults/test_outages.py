@@ -65,6 +65,21 @@ def disk_alarm(broker: PrivateRabbitMQ) -> Iterator[None]:
         broker.ctl("set_disk_free_limit", "50MB")
 
 
+@contextmanager
+def impatient(broker: PrivateRabbitMQ) -> Iterator[None]:
+    """It waits three seconds for an acknowledgement, and looks twice a second; else half an hour, and once a minute."""
+
+    def set_(timeout_ms: int, tick_ms: int) -> None:
+        values = f"[{{consumer_timeout, {timeout_ms}}}, {{channel_tick_interval, {tick_ms}}}]"
+        broker.ctl("eval", f"[application:set_env(rabbit, K, V) || {{K, V}} <- {values}].")
+
+    set_(3_000, 500)
+    try:
+        yield
+    finally:
+        set_(1_800_000, 60_000)
+
+
 @mostly("mariadb")
 def test_a_broker_whose_disk_is_full_stops_no_writer(
     new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str
@@ -125,10 +140,7 @@ def test_an_acknowledgement_that_the_broker_will_not_wait_for_loses_nothing(
     new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str
 ) -> None:
     """TRAPS 15: replay has to wait for longer than the broker's consumer_timeout."""
-    broker.ctl(
-        "eval", "[application:set_env(rabbit, K, V) || {K, V} <- [{consumer_timeout, 3000}, {channel_tick_interval, 500}]]."
-    )
-    try:
+    with impatient(broker):
         cluster = ready(new_cluster(database_kind, broker_url=broker.new_vhost()))
         primary, node = cluster.primary, cluster.nodes["st2"]
         slowest_save(primary, 0, 10)
@@ -140,8 +152,6 @@ def test_an_acknowledgement_that_the_broker_will_not_wait_for_loses_nothing(
             wait_told(lambda: "timeout" in node.log, lambda: node.log[-2000:], 30)
             holder.rollback()
         assert_whole(cluster, 30)
-    finally:
-        broker.ctl("eval", "[application:unset_env(rabbit, K) || K <- [consumer_timeout, channel_tick_interval]].")
 
 
 @mostly("sqlite")
