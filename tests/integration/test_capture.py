@@ -167,7 +167,7 @@ def test_programs_may_write_the_outbox_themselves(cluster: Cluster) -> None:
         outbox.delete(connection, "unit", {"id": 1})
         connection.commit()
     wait_for(
-        lambda: node.sequence() == primary.sequence() and not primary.rows("SELECT 1 FROM stsync_outbox"), "all applied"
+        lambda: not primary.rows("SELECT 1 FROM stsync_outbox") and node.sequence() == primary.sequence(), "all applied"
     )
     assert node.rows("SELECT id, name, parent FROM unit ORDER BY id") == [(2, "by SQL", None), (4, "moved", 2)]
 
