@@ -82,7 +82,7 @@ ANSWER = {"in the middle of an answer": Point("common.broker:PublishLink.publish
 PRUNE = {"pruned, not committed": Point("publisher.journal:prune", after=True, counts=_found)}
 APPLIER = {
     "before apply": Point("consumer.replay:Replayer.at_once", linger_s=_OUT),
-    "between statements": Point("consumer.replay:Replayer._send", after=True),
+    "between statements": Point("consumer.replay:Replayer._run_plainly", after=True),
     "applied, position not moved": Point("common.nodestate:advance", linger_s=_OUT),
     "position moved, not committed": Point("common.nodestate:advance", after=True, linger_s=_OUT),
     "applier commits": Point(_COMMIT, counts=_in_thread("stsync-applier"), linger_s=_OUT),
