@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.dialects import dialect_for
 from common.dialects.base import Dialect
@@ -59,7 +58,7 @@ class Database:
             yield
         except DBAPIError as exc:
             raise self._translate(exc.orig or exc, connecting=connecting) from exc
-        except (SQLAlchemyError, PoolTimeout) as exc:
+        except SQLAlchemyError as exc:  # also where the pool has no connection left
             raise Unavailable(f"database {self.address}: {exc}") from exc
         except self.dialect.errors as exc:
             raise self._translate(exc, connecting=False) from exc

@@ -268,7 +268,7 @@ class Postgresql(ToldByTriggers):
         return NotifyWaker(engine, stop)
 
     def prepare(self, connection: Connection) -> list[str]:
-        """See CaptureDialect: the outbox is emptied all the time, so it is vacuumed early."""
+        """See CaptureDialect."""
         del connection
         return []
 
