@@ -51,8 +51,10 @@ class LiveLists:
         with self._lock, self._database.connect(read_only=True) as connection:
             self._seen = self._stamp()
             installed_ms = nodestate.installed_ms(connection)  # first: what is installed meanwhile is then found out
-            self.present = Lists(listed_tables(self._database, connection, self._settings), installed_ms)
-            self.generation += 1
+            present = Lists(listed_tables(self._database, connection, self._settings), installed_ms)
+            if present != self.present:
+                self.present = present
+                self.generation += 1
             connection.rollback()
 
     def follow(self, installed_ms: int) -> None:

@@ -25,13 +25,13 @@ from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified,
 from consumer import quarantine
 from consumer.gate import Assembly, Verdict
 from consumer.replay import FAST_BYTES, References, Replayer, Unit
+from consumer.retries import Retries
 from consumer.standing import Standing, hindered
 
 CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _GRACE_S = 0.3
 _AGAIN = 1000
-_REST = 20  # so many times what it took, the quarantine is left alone: others' changes go first
 
 
 class _Moved(NamedTuple):
@@ -73,7 +73,7 @@ class Applier:
         self._asked = (0, 0, 0.0)
         self._unanswered: float | None = None
         self._quarantined = 0
-        self._retried = self._looked = self._rested = 0.0
+        self._retries = Retries(database, lists, self._replayer_now, settings.replay.retry_quarantine_s)
         self._lag_ms: float | None = None
         self._needs: str | None = None
         self._stuck: str | None = None
@@ -364,8 +364,8 @@ class Applier:
         now = time.monotonic()
         if self._needs is None:
             self._ask_if_missing(now)
-        if self._quarantined:
-            self._retry(connection, now)
+        if self._quarantined and self._retries.work(connection, self._progress):
+            self._count_quarantined(connection)
         if self._heard is not None and self._beat != self._saved_beat:
             self._save_heard(connection, now - self._heard)
         if self._stuck != self._saved_stuck:
@@ -412,36 +412,6 @@ class Applier:
             self._catching_up_until = max(self._catching_up_until, self._asked[1])
             log = self._log.debug if first == asked_first else self._log.info  # once more is no news
             log("catch_up_asked", first=first, head=self._head[1])
-
-    def _retry(self, connection: Connection, now: float) -> None:
-        if now - self._looked < 0.5:
-            return
-        self._looked = now
-        due = now - self._retried > self._settings.replay.retry_quarantine_s or self._progress > self._retried
-        due = due and now >= self._rested
-        requested = quarantine.requested(connection)
-        connection.rollback()  # reading the schema takes a connection of its own
-        if not (due or requested):
-            return
-        self._retried = now
-        try:
-            self._retry_now(connection, () if due else requested)
-        finally:
-            self._rested = now + (_REST + 1) * (time.monotonic() - now)
-
-    def _retry_now(self, connection: Connection, ids: Sequence[int]) -> None:
-        self._lists.reread()
-        try:
-            with self._database.guard():
-                done = quarantine.retry(connection, self._replayer_now(), ids)
-                connection.commit()
-        except NotApplicable as exc:  # a constraint that is checked at the commit only
-            connection.rollback()
-            self._log.warning("quarantine_not_retried", reason=str(exc))
-            return
-        if done:
-            self._log.info("quarantine_retried", applied=done)
-        self._count_quarantined(connection)
 
     def _count_quarantined(self, connection: Connection, failed_now: int = 0) -> None:
         self._quarantined = nodestate.quarantined(connection)

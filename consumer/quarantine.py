@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
@@ -106,14 +106,13 @@ def _of_rows(connection: Connection, table: str, keys: Collection[str] | None) -
     return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))))
 
 
-def retry(connection: Connection, replayer: Replayer, ids: Sequence[int] = ()) -> int:
-    """Try again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason.
+def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:
+    """Try these again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason.
 
-    `ids`: only these; else those that were asked for come first, then those tried longest ago. What goes settles older changes
-    of its row, also those that were not tried (TRAPS 29). A truncation is never tried again: it would delete rows that came
-    after it.
+    What goes settles older changes of its row, also those that were not tried (TRAPS 29). A truncation is never tried again: it
+    would delete rows that came after it.
     """
-    tried = sorted(_due(connection, ids), key=lambda entry: entry.id)
+    tried = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE]
     known = {entry.id: entry for entry in tried}
     for table in {entry.step.table for entry in tried}:
         keys = {key for entry in tried if entry.step.table == table for key in replayer.keys(entry.step)}
@@ -122,16 +121,17 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int] = ()) -
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)
     results = replayer.retry(connection, waiting, [entry.id for entry in tried])
-    at = now_ms()
     for place, (step, _) in waiting.steps.items():
         if step is not known[place].step:
             _store(connection, known[place], step, replayer.key(step))
-        if (reason := results.get(place)) is not None:
-            connection.execute(
-                update(quarantine)
-                .where(quarantine.c.id == place)
-                .values(reason=reason, attempts=quarantine.c.attempts + 1, last_ms=at, requested=0)
-            )
+    stays = [{"place": place, "why": results[place]} for place in waiting.steps if results.get(place) is not None]
+    if stays:
+        connection.execute(
+            update(quarantine)
+            .where(quarantine.c.id == bindparam("place"))
+            .values(reason=bindparam("why"), attempts=quarantine.c.attempts + 1, last_ms=now_ms(), requested=0),
+            stays,
+        )
     discard(connection, [one for one in known if one not in waiting.steps])
     connection.execute(
         update(quarantine).where(quarantine.c.kind == Kind.TRUNCATE.value, quarantine.c.requested == 1).values(requested=0)
@@ -151,16 +151,10 @@ def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) ->
         connection.rollback()
 
 
-def _due(connection: Connection, ids: Sequence[int]) -> list[Entry]:
-    if ids:
-        return [entry for entry in entries(connection, ids[:RETRIED_AT_ONCE]) if entry.step.kind is not Kind.TRUNCATE]
-    first = (
-        select(quarantine.c.id)
-        .where(quarantine.c.kind != Kind.TRUNCATE.value)
-        .order_by(quarantine.c.requested.desc(), quarantine.c.last_ms, quarantine.c.id)
-        .limit(RETRIED_AT_ONCE)
-    )
-    return _found(connection, quarantine.c.id.in_(list(connection.execute(first).scalars())))
+def beyond(connection: Connection, last: int, most: int) -> list[int]:
+    """The ids of the next changes after this id that may be tried again, in the order in which they failed."""
+    here = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.id > last)
+    return list(connection.execute(select(quarantine.c.id).where(*here).order_by(quarantine.c.id).limit(most)).scalars())
 
 
 def request_retry(connection: Connection, ids: Sequence[int]) -> None:

@@ -42,6 +42,7 @@ _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
     "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20"
 )
+_LOOKS = 20
 _TABLES_SQL = """
 SELECT t.TABLE_NAME, IF(e.TRANSACTIONS = 'YES', NULL, COALESCE(t.ENGINE, 'unknown'))
 FROM information_schema.TABLES t LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE
@@ -419,6 +420,14 @@ class Mariadb(ToldByTriggers):
 
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
+        found = by_name(self._tables(connection))
+        for _ in range(_LOOKS):  # for a moment of ALTER TABLE the server knows nothing of the table, or not all
+            before, found = found, by_name(self._tables(connection))
+            if found == before:
+                break
+        return found
+
+    def _tables(self, connection: Connection) -> list[Table]:
         columns: dict[str, list[Column]] = {}
         for table, name, kind, charset, collation, generated, required in connection.exec_driver_sql(_COLUMNS_SQL):
             full = f"{kind} CHARACTER SET {charset} COLLATE {collation}" if charset else kind
@@ -441,19 +450,19 @@ class Mariadb(ToldByTriggers):
         for table, name, minds in connection.exec_driver_sql(_OTHERS_SQL):
             others.setdefault(table, []).append(OtherTrigger(name, bool(minds)))
         found = connection.exec_driver_sql(_TABLES_SQL).all()
-        return by_name(
+        return [
             Table(
                 name,
-                tuple(columns[name]),
+                tuple(columns.get(name, ())),
                 tuple(keys.get(name, ())),
                 frozenset(parents.get(name, ())),
                 triggers=tuple(others.get(name, ())),
                 silent=frozenset(silent.get(name, ())),
-                guarded=_guarded(columns[name], guarded.get(name, set())),
+                guarded=_guarded(columns.get(name, []), guarded.get(name, set())),
                 obstacle=None if engine is None else _without_transactions(name, engine),
             )
             for name, engine in found
-        )
+        ]
 
     def same_name(self, left: str, right: str) -> bool:
         """Exactly: table names on Linux servers differ by case."""

@@ -1,6 +1,8 @@
 """A captured column that is dropped or renamed: nothing is lost silently, and the writer's error and `status` say what to do."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,24 @@ def test_running_services_follow_an_altered_schema_from_install_on(new_cluster: 
         assert node.rows("SELECT 1 FROM stsync_quarantine") == []
         assert "Traceback" not in node.log
     assert cluster.primary.rows("SELECT 1 FROM stsync_rejected") == []
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_the_schema_can_be_read_while_a_table_is_altered(node: Node) -> None:
+    """TRAPS 6: for a moment of an ALTER the server knows nothing of the table, or not all."""
+    stop = threading.Event()
+
+    def alter() -> None:
+        for number in range(2000):
+            if stop.wait(0.01):
+                break
+            node.execute(f"ALTER TABLE unit MODIFY note VARCHAR({41 + number % 2}), ALGORITHM=COPY")
+
+    with ThreadPoolExecutor(1) as pool, node.database.connect(read_only=True) as connection:
+        altering = pool.submit(alter)
+        try:
+            read = [node.database.dialect.tables(connection)["unit"].columns for _ in range(80)]
+        finally:
+            stop.set()
+        altering.result()
+    assert {tuple(column.name for column in columns) for columns in read} == {("id", "name", "note")}

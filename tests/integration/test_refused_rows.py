@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from sqlalchemy.engine import Connection
 
-from consumer import applier, quarantine
+from consumer import applier, quarantine, retries
 from consumer.replay import Replayer
 from tests.pipeline import Pipeline
 
@@ -44,7 +45,7 @@ def test_few_refused_rows_among_many_take_few_statements(
     assert pipeline.secondary.rows("SELECT account_id FROM login") == [(5,)]
     assert len(tried) < 40 * len(refused)
     pipeline.secondary.execute("DELETE FROM account WHERE id >= 10000")
-    pipeline.applier._retried = pipeline.applier._looked = pipeline.applier._rested = 0.0
+    monkeypatch.setattr(retries, "time", Clock(time.monotonic() + 60))
     pipeline.move()
     assert pipeline.wrong() == []
 
@@ -62,42 +63,62 @@ def test_a_later_change_of_a_refused_row_follows_it(pipeline: Pipeline) -> None:
 
 @dataclass
 class Clock:
-    """Stands for the module `time`; a retry takes as long as is said."""
+    """Stands for the module `time`; to try a change takes as long as is said."""
 
     now: float = field(default_factory=time.monotonic)
-    retries: list[float] = field(default_factory=list)
+    tried: list[tuple[float, list[int]]] = field(default_factory=list)
 
     def monotonic(self) -> float:
         return self.now
 
-    def retrying(self, takes_s: float) -> Callable[..., int]:
-        def retry(*_arguments: object) -> int:
-            self.retries.append(self.now)
-            self.now += takes_s
+    def trying(self, takes_s: float) -> Callable[..., int]:
+        def retry(_connection: Connection, _replayer: Replayer, ids: list[int]) -> int:
+            self.tried.append((self.now, ids))
+            self.now += takes_s * len(ids)
             return 0
 
         return retry
 
 
-@pytest.mark.parametrize(("takes_s", "apart_s"), [(0.001, 0.5), (10.0, 210.0)], ids=["quick", "slow"])
+@pytest.mark.parametrize("takes_s", [0.001, 10.0], ids=["quick", "slow"])
 def test_the_quarantine_takes_a_small_share_of_the_time(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, takes_s: float, apart_s: float
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, takes_s: float
 ) -> None:
     """TRAPS 29: however much stands in it, the changes that arrive go first."""
     pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
     pipeline.move()
     clock = Clock()
-    monkeypatch.setattr(applier, "time", clock)
-    monkeypatch.setattr(quarantine, "retry", clock.retrying(takes_s))
+    for module in (applier, retries):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(quarantine, "retry", clock.trying(takes_s))
     for number in range(1000):
         clock.now += 0.25
         if number % 10 == 0:
             pipeline.primary.execute(f"INSERT INTO unit VALUES ({100 + number}, 'u{number}', NULL)")
         pipeline.move()
-    assert len(clock.retries) > 1
-    apart = [later - earlier for earlier, later in zip(clock.retries, clock.retries[1:], strict=False)]
-    assert min(apart) >= apart_s
+    assert len(clock.tried) > 1
+    apart = [later - earlier for (earlier, _), (later, _) in pairwise(clock.tried)]
+    assert min(apart) >= 10 * takes_s
+
+
+def test_a_full_quarantine_is_gone_through_in_short_slices(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAPS 29: replay never waits long for it, and each change gets its turn."""
+    clock = Clock()
+    for module in (applier, retries):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(quarantine, "retry", clock.trying(1 / 64))
+    pipeline.secondary.execute(*(f"INSERT INTO unit VALUES ({900 + n}, 'taken{n}', NULL)" for n in range(120)))
+    values = ", ".join(f"({n + 1}, 'taken{n}', NULL)" for n in range(120))
+    pipeline.primary.execute(f"INSERT INTO unit VALUES {values}")
+    pipeline.move()
+    for _ in range(200):
+        clock.now += 0.1
+        pipeline.move()
+    assert [len(ids) for _, ids in clock.tried[:4]] == [10, 3, 3, 3]
+    ids = [one for _, some in clock.tried for one in some]
+    assert ids[:120] == sorted(set(ids))
+    assert ids[120:122] == ids[:2]
 
 
 def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +126,14 @@ def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeyp
     pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
     pipeline.move()
-    clock = Clock()
-    monkeypatch.setattr(applier, "time", clock)
+    clock = Clock(time.monotonic() + 10)
+    for module in (applier, retries):
+        monkeypatch.setattr(module, "time", clock)
     with monkeypatch.context() as slow:
-        slow.setattr(quarantine, "retry", clock.retrying(10.0))
+        slow.setattr(quarantine, "retry", clock.trying(10.0))
         clock.now += 10.0
         pipeline.move()
-    assert len(clock.retries) == 1
+    assert len(clock.tried) == 1
     clock.now += 1.0
     pipeline.secondary.execute("DELETE FROM unit WHERE id = 900", "UPDATE stsync_quarantine SET requested = 1")
     pipeline.move()
