@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from common.bookkeeping import clocks, node, quarantine, refusals
 from common.changes import Position
-from common.dialects.base import parameter, raw_cursor
+from common.dialects.script import Script
 from common.errors import Fault, Misconfigured, Unavailable
 from common.settings import Settings
 
@@ -133,28 +133,33 @@ def published(connection: Connection) -> int:
     return int(connection.execute(select(node.c.published)).scalar_one())
 
 
-def advance(connection: Connection, before: Position, after: Position, installed_ms: int, **values: Any) -> None:
+def advance(script: Script, before: Position, after: Position, installed_ms: int, **values: Any) -> None:
     """Move the position within the caller's transaction (TRAPS 7).
 
     Raises Unavailable when `install` has run since the schema was read by which the caller works (TRAPS 6), and Fault when the
-    position was not where it was believed.
+    position was not where it was believed. A script that only collects raises NotApplicable at its commit; see `expect`.
     """
     columns = {"epoch": after.epoch, "sequence": after.sequence, "hash": after.hash} | values
-    mark = parameter(connection)
-    sets = ", ".join(f"{name} = {mark}" for name in columns)
-    cursor = raw_cursor(connection)
-    cursor.execute(
-        f"UPDATE stsync_node SET {sets} WHERE id = 1 AND sequence = {mark} AND epoch = {mark} AND installed_ms = {mark}",
+    sets = ", ".join(f"{name} = {script.mark}" for name in columns)
+    script.promise(1)
+    script.execute(
+        f"UPDATE stsync_node SET {sets} WHERE id = 1 AND sequence = {script.mark} AND epoch = {script.mark}"
+        f" AND installed_ms = {script.mark}",
         (*columns.values(), before.sequence, before.epoch, installed_ms),
     )
-    if cursor.rowcount != 1:
-        found = read(connection)
-        if found is not None and found.installed_ms != installed_ms:
-            raise Unavailable("`stsync install` has run; the lists and the schema are read again")
+    if script.rowcount != 1:
+        expect(script.connection, before, installed_ms)
+
+
+def expect(connection: Connection, position: Position, installed_ms: int) -> None:
+    """Raises Unavailable and Fault, as `advance` does, unless all stands as it has to."""
+    found = read(connection)
+    if found is None or (found.position.epoch, found.position.sequence) != (position.epoch, position.sequence):
         raise Fault(
-            f"the position in the database is not {before.sequence} any more: does another service run on this database?"
+            f"the position in the database is not {position.sequence} any more: does another service run on this database?"
         )
-    cursor.close()
+    if found.installed_ms != installed_ms:
+        raise Unavailable("`stsync install` has run; the lists and the schema are read again")
 
 
 def save(connection: Connection, **values: Any) -> None:

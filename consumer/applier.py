@@ -15,6 +15,7 @@ from common import nodestate
 from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
+from common.dialects.script import Script
 from common.errors import LeftBehind, MessageRefused, NeedsFullSync, NotApplicable
 from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
@@ -246,10 +247,11 @@ class Applier:
             return False
         try:
             with self._database.guard():
-                if not self._replayer_now().at_once(connection, units):
+                script = self._replayer_now().at_once(connection, units)
+                if script is None:
                     return False
-                moved = self._move(connection, units)
-                connection.commit()
+                moved = self._move(script, units)
+                script.commit()
         except NotApplicable:
             connection.rollback()
             return False
@@ -311,20 +313,21 @@ class Applier:
                 frames = (frame for unit in units for frame in unit.frames())
                 quarantine.overtaken(connection, frames, failed, self._lists.tables)
             quarantine.add(connection, replayer, failed)
-            moved = self._move(connection, units)
-            connection.commit()
+            script = Script(connection)
+            moved = self._move(script, units)
+            script.commit()
         self._taken(units, moved)
         if failed or self._quarantined:
             self._count_quarantined(connection, failed_now=len(failed))
         return True
 
-    def _move(self, connection: Connection, units: list[Unit]) -> _Moved:
+    def _move(self, script: Script, units: list[Unit]) -> _Moved:
         """Move the position in the transaction that applies these (TRAPS 7)."""
         newest = self._assembly.ready[len(units) - 1][-1]
         after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
         lag_ms = self._freshness.late_ms(self._primary, newest.header.issued_ms)
         nodestate.advance(
-            connection,
+            script,
             self._position,
             after,
             self._replays_by,

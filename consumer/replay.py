@@ -11,7 +11,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from common.changes import SEPARATOR, Frame, Kind, without_old_key
-from common.dialects.base import Dialect, TableWriter, raw_cursor, run
+from common.dialects.base import Dialect, TableWriter, run
+from common.dialects.script import Script
 from common.errors import LeftBehind, NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan
@@ -72,32 +73,33 @@ class Replayer:
         }
         self._references = References.WATCHED
 
-    def at_once(self, connection: Connection, units: Sequence[Unit]) -> bool:
-        """Run the fast plan of these units, without a savepoint; False, and nothing done, where there is no such plan.
+    def at_once(self, connection: Connection, units: Sequence[Unit]) -> Script | None:
+        """Run the fast plan of these units, without a savepoint; None, and nothing done, where there is no such plan.
 
-        For a transaction in a marked session that its caller rolls back, to go the careful way (`apply`), when this raises
-        NotApplicable.
+        For a transaction in a marked session that its caller ends with the script, and rolls back, to go the careful way (`apply`),
+        when this or that raises NotApplicable.
         """
         steps = self._fast_steps(units)
         if steps is None or any(step.unchecked for step in steps):
-            return False
+            return None
         self._begin(connection, References.WATCHED)
         unordered = any(step.table in self._listed[step.table].table.parents for step in steps)
         self._dialect.enter_at_once(connection, unordered=unordered)
+        script = self._dialect.script(connection, sum(len(step.rows) for step in steps))
         for step in steps:
-            self._run_plainly(connection, step)
+            self._run_plainly(script, step)
         self._dialect.leave_replay(connection)
-        return True
+        return script
 
-    def _run_plainly(self, connection: Connection, step: Step) -> None:
+    def _run_plainly(self, script: Script, step: Step) -> None:
         table = self._listed[step.table]
-        writer, cursor = self._writer(table, step.columns), raw_cursor(connection)
+        writer = self._writer(table, step.columns)
         write = {Kind.INSERT: writer.insert, Kind.UPDATE: writer.update, Kind.DELETE: writer.delete}[step.kind]
-        with self._alone_in(connection, step, table) as written:
-            written.append(write(cursor, step.rows))
+        script.promise(None if step.kind is Kind.DELETE else step.count)
+        with self._alone_in(script.connection, step, table) as written:
+            written.append(write(script, step.rows))
         if step.kind is not Kind.DELETE:
             _expect(step, written[0])
-        cursor.close()
 
     def apply(
         self,

@@ -7,7 +7,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import journal
-from common.dialects.base import parameter, raw_cursor
+from common.dialects.script import Script
 from common.nodestate import now_ms
 from common.settings import JournalSettings
 from publisher.composer import Batch
@@ -22,19 +22,18 @@ class Extent:
     bytes: int
 
 
-def append(connection: Connection, epoch: int, batches: Iterable[Batch]) -> None:
+def append(script: Script, epoch: int, batches: Iterable[Batch]) -> None:
     """Write batches in the caller's transaction."""
     at = now_ms()
     rows = [(b.sequence, epoch, b.hash, b.message, len(b.message), at) for b in batches]
     if rows:
-        marks = ", ".join([parameter(connection)] * 6)
-        cursor = raw_cursor(connection)
+        marks = ", ".join([script.mark] * 6)
         statement = f"INSERT INTO stsync_journal (sequence, epoch, hash, message, size, at_ms) VALUES ({marks})"
+        script.promise(None)
         if len(rows) == 1:
-            cursor.execute(statement, rows[0])
+            script.execute(statement, rows[0])
         else:
-            cursor.executemany(statement, rows)
-        cursor.close()
+            script.executemany(statement, rows)
 
 
 def read(connection: Connection, first: int, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:

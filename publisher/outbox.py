@@ -18,6 +18,7 @@ from common.bookkeeping import rejected
 from common.changes import Kind
 from common.dialects import dialect_for
 from common.dialects.base import Dialect, columns_json, parameter, raw_cursor
+from common.dialects.script import Script
 from common.errors import NotApplicable
 from common.nodestate import now_ms
 from common.schema import Column, Table
@@ -140,26 +141,26 @@ def take(connection: Connection, statement: str, limit: int) -> list[Row] | None
     return rows if len(rows) < few else None
 
 
-def remove(connection: Connection, dialect: Dialect, ids: Sequence[int]) -> None:
+def remove(script: Script, dialect: Dialect, ids: Sequence[int]) -> None:
     """Delete exactly these rows (ascending ids) without ever touching a row between them that was not read (TRAPS 1).
 
     The last of a long run goes by itself: MariaDB locks the row at which a range ends, and behind a run that may be one of a
     transaction still open, for which the relay would then wait.
     """
     single: list[int] = []
-    mark, cursor = parameter(connection), raw_cursor(connection)
+    mark = script.mark
+    script.promise(None)
     for first, last in runs(ids):
         if last - first < _SHORT:
             single += range(first, last + 1)
         else:
             single.append(last)
-            cursor.execute(f"DELETE FROM stsync_outbox WHERE id BETWEEN {mark} AND {mark}", (first, last - 1))
+            script.execute(f"DELETE FROM stsync_outbox WHERE id BETWEEN {mark} AND {mark}", (first, last - 1))
     if len(single) == 1:
-        cursor.execute(f"DELETE FROM stsync_outbox WHERE id = {mark}", single)
+        script.execute(f"DELETE FROM stsync_outbox WHERE id = {mark}", single)
         single = []
     for start in range(0, len(single), _AT_ONCE):
-        cursor.execute(dialect.remove_sql, (orjson.dumps(single[start : start + _AT_ONCE]).decode(),))
-    cursor.close()
+        script.execute(dialect.remove_sql, (orjson.dumps(single[start : start + _AT_ONCE]).decode(),))
 
 
 def runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from common import nodestate
 from common.changes import SEPARATOR, Kind, Position
 from common.database import Database
 from common.dialects.base import UNCHECKED
+from common.dialects.script import Script
 from common.errors import NotApplicable
 from common.live_lists import Lists
 from common.settings import RelaySettings
@@ -22,6 +23,7 @@ from publisher.composer import Batch, Composer, Head
 
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
 _JOIN_BYTES = 64 << 10
+_ID_BYTES = 20
 _ALIKE = attrgetter("table_name", "kind", "columns_json", "canonical")
 
 
@@ -108,17 +110,25 @@ class Relay:
             for row in _joined(page):
                 held += self._compose(composer, row, unfit)
             if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
-                journal.append(writer, self.position.epoch, held)
+                journal.append(Script(writer), self.position.epoch, held)
                 written, held = written + len(held), []
         if not ids:
             return None
         held += composer.finish()
         outbox.reject(writer, unfit)
-        journal.append(writer, self.position.epoch, held)
+        size = sum(len(batch.message) for batch in held) + len(ids) * _ID_BYTES
+        script = self._database.dialect.script(writer, size)
+        journal.append(script, self.position.epoch, held)
         if not taken:
-            outbox.remove(writer, self._database.dialect, ids)
-        nodestate.advance(writer, self.position, composer.position, self._present.installed_ms)
-        writer.commit()
+            outbox.remove(script, self._database.dialect, ids)
+        installed_ms = self._present.installed_ms
+        nodestate.advance(script, self.position, composer.position, installed_ms)
+        try:
+            script.commit()
+        except NotApplicable:
+            writer.rollback()
+            nodestate.expect(writer, self.position, installed_ms)
+            raise
         self.position = composer.position
         for row, reason in unfit:
             self._log.error("outbox_row_rejected", table=row.table_name, reason=reason)

@@ -5,13 +5,16 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from sqlalchemy.engine import URL, Connection, Engine
 
 from common.errors import NotApplicable, StsyncError
 from common.schema import Cascade, Column, ListedTable, Table
+
+if TYPE_CHECKING:
+    from common.dialects.script import Script
 
 CANONICAL = 1  # of an outbox row: our triggers wrote it
 UNCHECKED = 2  # the same, for a writer who had foreign keys switched off
@@ -206,6 +209,10 @@ class EngineDialect(Protocol):
 
     def tidy(self, engine: Engine) -> None:
         """Do what keeps the outbox quick to read after many rows went through it; called now and then."""
+
+    def script(self, connection: Connection, size: int) -> "Script":
+        """For the last statements of a transaction on a connection that is not read_only, which are to carry so many bytes of
+        changes."""
 
     def take_sql(self) -> str | None:
         """A statement that removes the outbox's first rows (their number is its parameter) and returns them, in any order, as one

@@ -34,7 +34,9 @@ from common.dialects.base import (
     json_text,
     read_plainly,
 )
+from common.dialects.mariadb_script import Committing, CompoundScript
 from common.dialects.polling import PollWaker
+from common.dialects.script import SMALL, Script
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, Equality, ListedTable, OtherTrigger, Table
 
@@ -353,6 +355,10 @@ class Mariadb(ToldByTriggers):
             isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
         )
 
+        @event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
+            return Committing(*arguments, **named)
+
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:
             _keep_alive(connection)
@@ -371,6 +377,10 @@ class Mariadb(ToldByTriggers):
 
     def tidy(self, engine: Engine) -> None:
         """See EngineDialect: InnoDB purges by itself."""
+
+    def script(self, connection: Connection, size: int) -> Script:
+        """See EngineDialect."""
+        return CompoundScript(connection) if size <= SMALL else Script(connection)
 
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE would wait for every open transaction that wrote into the outbox."""

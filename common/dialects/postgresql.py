@@ -32,7 +32,8 @@ from common.dialects.base import (
     json_text,
     read_plainly,
 )
-from common.dialects.postgresql_cursor import QuickCursors
+from common.dialects.postgresql_cursor import QuickCursors, QuickScript
+from common.dialects.script import SMALL, Script
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
@@ -253,6 +254,10 @@ class Postgresql(ToldByTriggers):
             driver.execute("VACUUM (TRUNCATE false, INDEX_CLEANUP on) stsync_outbox")
         finally:
             connection.invalidate()
+
+    def script(self, connection: Connection, size: int) -> Script:
+        """See EngineDialect."""
+        return QuickScript(connection) if size <= SMALL else Script(connection)
 
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE neither sees nor waits for what is not committed."""

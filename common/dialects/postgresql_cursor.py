@@ -5,13 +5,19 @@ directly, through psycopg.pq.
 """
 
 import re
+import select
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg.adapt import Transformer
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
+
+from common.dialects.base import QUICK_CURSOR
+from common.dialects.script import Collected, Promised
+from common.errors import NotApplicable
 
 _PREPARED = 100  # as many as psycopg keeps: each has its plan in the server's memory
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -27,6 +33,8 @@ class QuickCursors:
         self.driver = driver
         self._known: OrderedDict[str, tuple[bytes, bytes | None]] = OrderedDict()
         self._made = 0
+        self._poll = select.poll()
+        self._poll.register(driver.pgconn.socket)
 
     def __call__(self) -> "QuickCursor":
         """A new cursor."""
@@ -34,16 +42,43 @@ class QuickCursors:
 
     def run(self, statement: str, values: Sequence[Value]) -> Any:
         """The result of a statement, in a transaction that begins if there is none; raises psycopg.Error."""
+        return self.run_all([(statement, values)], commit=False)
+
+    def run_all(self, statements: Iterable[tuple[str, Sequence[Value]]], *, commit: bool) -> Any:
+        """The result of the last of these statements, all sent together (libpq's pipeline mode); in a transaction that begins if there
+        is none, and is committed with them if they all went, or else is open and failed. Raises psycopg.Error."""
         link = self.driver.pgconn
+        calls: list[Callable[[], None]] = []
         if link.transaction_status == TransactionStatus.IDLE:
-            self._checked(link.exec_(_BEGIN))
+            calls.append(partial(link.send_query_params, _BEGIN, ()))
+        calls += [self._call(statement, values) for statement, values in statements]
+        wanted = len(calls) - 1
+        if commit:
+            calls.append(partial(link.send_query_params, b"COMMIT", ()))
+        link.enter_pipeline_mode()
+        try:
+            for call in calls:
+                call()
+            link.pipeline_sync()
+            results = [self._next() for _ in calls]
+            self._next()  # the end of the pipeline
+        finally:
+            if link.status == ConnStatus.OK:
+                link.exit_pipeline_mode()
+        for result in results:
+            self._checked(result)
+        return results[wanted]
+
+    def _call(self, statement: str, values: Sequence[Value]) -> Callable[[], None]:
+        """What sends a statement; it is prepared here if that pays."""
+        link = self.driver.pgconn
         known = self._known.get(statement)
         parameters: list[Any] = [_text(value) for value in values]
         formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
         if known is None:
             text = _numbered(statement)
             self._keep(statement, (text, None))
-            return self._checked(link.exec_params(text, parameters, param_formats=formats))
+            return partial(link.send_query_params, text, parameters, param_formats=formats)
         text, name = known
         if name is None:
             self._made += 1
@@ -51,7 +86,24 @@ class QuickCursors:
             self._checked(link.prepare(name, text))
             self._known[statement] = (text, name)
         self._known.move_to_end(statement)
-        return self._checked(link.exec_prepared(name, parameters, param_formats=formats))
+        return partial(link.send_query_prepared, name, parameters, param_formats=formats)
+
+    def _next(self) -> Any:
+        """The result of the next statement, or of the pipeline's end."""
+        result = self._received()
+        if result is None:
+            raise psycopg.OperationalError("the server closed the connection")
+        if result.status != ExecStatus.PIPELINE_SYNC:
+            self._received()  # None: that statement has no more
+        return result
+
+    def _received(self) -> Any:
+        link = self.driver.pgconn
+        while (unsent := link.flush()) or link.is_busy():
+            self._poll.modify(link.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
+            if any(event & ~select.POLLOUT for _, event in self._poll.poll()):
+                link.consume_input()
+        return link.get_result()
 
     def _keep(self, statement: str, known: tuple[bytes, bytes | None]) -> None:
         self._known[statement] = known
@@ -93,6 +145,28 @@ class QuickCursor:
     def close(self) -> None:
         """Forget the rows."""
         self._result = None
+
+
+class QuickScript(Collected):
+    """Sends all, and COMMIT, at once: what a statement promises is checked by the server, where a false promise is a division by
+    zero and so fails them all."""
+
+    def commit(self) -> None:
+        """See Script."""
+        quick: QuickCursors = self.connection.info[QUICK_CURSOR]
+        try:
+            quick.run_all([_checked(one) for one in self.statements], commit=True)
+        except psycopg.errors.DivisionByZero as exc:
+            raise NotApplicable("a statement did not find the rows that it was to write") from exc
+        super().commit()
+
+
+def _checked(one: Promised) -> tuple[str, Sequence[Value]]:
+    (values,) = one.parameters or ((),)
+    if one.rows is None:
+        return one.operation, values
+    wrapped = f"WITH stsync_done AS ({one.operation} RETURNING 1) SELECT 1 / (count(*) = %s)::int FROM stsync_done"
+    return wrapped, (*values, one.rows)
 
 
 def _numbered(statement: str) -> bytes:

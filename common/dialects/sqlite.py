@@ -32,6 +32,7 @@ from common.dialects.base import (
     written,
 )
 from common.dialects.polling import PollWaker
+from common.dialects.script import Script
 from common.dialects.sqlite_capture import MAX_KEY, quote, row_json, triggers, typed
 from common.errors import Fault, Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Cascade, Column, Equality, ListedTable, OtherTrigger, Table, Unique
@@ -261,6 +262,11 @@ class Sqlite:
         """See EngineDialect: notes that are left behind (common.dialects.sqlite_capture); no statement of anybody is under way."""
         with engine.begin() as connection:
             connection.exec_driver_sql("DELETE FROM stsync_replacing")
+
+    def script(self, connection: Connection, size: int) -> Script:
+        """See EngineDialect: there are no round trips."""
+        del size
+        return Script(connection)
 
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE needs the write lock, and programs may hold that for long with nothing for us."""

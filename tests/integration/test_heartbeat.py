@@ -9,6 +9,7 @@ import pytest
 
 from common import nodestate, runtime
 from common.changes import Position
+from common.dialects.script import Script
 from common.service_lock import ServiceLock
 from common.stop import Stop
 from common.wire import Heartbeat, parse_body
@@ -43,7 +44,7 @@ def test_a_batch_that_comes_meanwhile_is_not_past_retention(
     def head() -> Position:
         """As the relay moves it: the batch is in the journal first."""
         with database.connect() as connection:
-            journal.append(connection, 1, [Batch(1, AT_ONE.hash, b"a batch")])
+            journal.append(Script(connection), 1, [Batch(1, AT_ONE.hash, b"a batch")])
             connection.commit()
         return AT_ONE
 
