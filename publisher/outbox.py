@@ -130,6 +130,16 @@ def _fitting(sizes: Sequence[int]) -> int:
     return max(sum(total <= _PAGE_BYTES for total in accumulate(sizes)), min(1, len(sizes)))
 
 
+def peek(connection: Connection, dialect: Dialect, limit: int) -> list[Row] | None:
+    """Everything committed that stands in the outbox, in id order, read by one statement and so as one snapshot, outside of any
+    transaction; None where there may be more than a few."""
+    cursor = connection.connection.cursor()
+    count = min(_FEW, limit)
+    found = list(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, count)))
+    cursor.close()
+    return found if len(found) < count else None
+
+
 def take(connection: Connection, statement: str, limit: int) -> list[Row] | None:
     """Everything committed that stands in the outbox, in id order, removed in the caller's transaction as it is read (see
     Dialect.take_sql); None, for the caller to roll back, where there may be more than a few, or than `limit` rows."""

@@ -84,19 +84,17 @@ class Relay:
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         take_sql = self._database.dialect.take_sql()
-        taken = outbox.take(writer, take_sql, self._settings.page_rows) if take_sql else None
-        if taken is None:
-            writer.rollback()
-            try:
-                return self._drain_pages(
-                    writer, outbox.pages(reader, self._database.dialect, self._settings.page_rows), taken=False
-                )
-            finally:
-                reader.rollback()
-        if not taken:
-            writer.rollback()
+        dialect, limit = self._database.dialect, self._settings.page_rows
+        few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit)
+        if few:
+            return self._drain_pages(writer, [few], taken=take_sql is not None)
+        writer.rollback()
+        if few is not None:
             return None
-        return self._drain_pages(writer, [taken], taken=True)
+        try:
+            return self._drain_pages(writer, outbox.pages(reader, dialect, limit), taken=False)
+        finally:
+            reader.rollback()
 
     def _drain_pages(self, writer: Connection, pages: Iterable[list[outbox.Row]], *, taken: bool) -> Drained | None:
         """One change set of these rows; `taken`: they are removed already."""

@@ -143,6 +143,7 @@ class PrimaryService:
                 drained = self._relay.drain()
                 if drained is not None:
                     self._drained(drained)
+                    waker.found()
                     untidy += drained.rows
                     if untidy > _TIDY_ROWS:
                         untidy = 0

@@ -190,6 +190,9 @@ class Waker(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """True as soon as there may be rows; False after the time, or when the process is to stop."""
 
+    def found(self) -> None:
+        """There were rows: more may follow soon."""
+
     def close(self) -> None:
         """Give back what waiting holds."""
 

@@ -9,11 +9,14 @@ _RELAX = 1.15  # each idle look waits this much longer than the one before
 
 
 class PollWaker:
-    """Asks `pending` until it says yes; the pause grows from the shortest to the longest while nothing comes."""
+    """Asks `pending` until it says yes; the pause grows from the shortest to the longest while nothing comes.
+
+    Where asking costs as much as looking does, `pending` is None and each pause ends the wait.
+    """
 
     def __init__(
         self,
-        pending: Callable[[], bool],
+        pending: Callable[[], bool] | None,
         close: Callable[[], None],
         stop: Stoppable,
         poll_s: tuple[float, float],
@@ -27,16 +30,18 @@ class PollWaker:
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
         until = time.monotonic() + timeout_s
-        while not self._stop.is_set():
-            if self._pending():
-                self._pause = self._shortest
-                return True
+        while self._pending is None or not self._pending():
             left = until - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._stop.wait(min(self._pause, left)):
                 return False
-            self._stop.wait(min(self._pause, left))
             self._pause = min(self._pause * _RELAX, self._longest)
-        return False
+            if self._pending is None:
+                break
+        return True
+
+    def found(self) -> None:
+        """See Waker."""
+        self._pause = self._shortest
 
     def close(self) -> None:
         """See Waker."""

@@ -188,6 +188,9 @@ class NotifyWaker:
         except psycopg.Error as exc:
             raise Unavailable(f"the database connection that listens for changes was lost: {exc}") from exc
 
+    def found(self) -> None:
+        """See Waker."""
+
     def close(self) -> None:
         """See Waker."""
         self._pool_connection.invalidate()

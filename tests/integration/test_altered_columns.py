@@ -139,14 +139,14 @@ def test_the_schema_can_be_read_while_a_table_is_altered(node: Node) -> None:
 
     def alter() -> None:
         for number in range(2000):
-            if stop.wait(0.01):
+            if stop.wait(0.2):
                 break
             node.execute(f"ALTER TABLE unit MODIFY note VARCHAR({41 + number % 2}), ALGORITHM=COPY")
 
     with ThreadPoolExecutor(1) as pool, node.database.connect(read_only=True) as connection:
         altering = pool.submit(alter)
         try:
-            read = [node.database.dialect.tables(connection)["unit"].columns for _ in range(80)]
+            read = [node.database.dialect.tables(connection)["unit"].columns for _ in range(60)]
         finally:
             stop.set()
         altering.result()
