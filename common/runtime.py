@@ -49,6 +49,7 @@ def build(settings: Settings, database: Database, state: NodeState, stop: Stop, 
     topology = Topology(
         settings.cluster.name,
         settings.cluster.names,
+        state.primary_name,
         settings.broker.queue_type,
         settings.broker.queue_max_bytes,
     )

@@ -42,18 +42,20 @@ class Binding:
 class Topology:
     """The exchanges, queues and bindings of one cluster.
 
-    events: the primary to all nodes. direct: the primary to one node, by its name. reports: all nodes to the
-    primary. Rights differ by exchange, so that no message property can widen them (TRAPS 19).
+    events: the primary to all other nodes. direct: the primary to one node, by its name. reports: all nodes to the
+    primary. Rights differ by exchange, so that no message property can widen them (TRAPS 19). The queue of the `primary` stands for
+    the day when it is a secondary; what it publishes does not go there, for nobody would take it out.
     """
 
     cluster: str
     nodes: tuple[str, ...]
+    primary: str
     queue_type: QueueType = "quorum"
     queue_max_bytes: int = 1 << 30
 
     @property
     def events_exchange(self) -> str:
-        """Where the primary publishes for every node."""
+        """Where the primary publishes for every other node."""
         return self._name("events")
 
     @property
@@ -104,7 +106,7 @@ class Topology:
     @property
     def bindings(self) -> tuple[Binding, ...]:
         """All bindings."""
-        events = (Binding(self.events_exchange, self.node_queue(node)) for node in self.nodes)
+        events = (Binding(self.events_exchange, self.node_queue(node)) for node in self.nodes if node != self.primary)
         direct = (Binding(self.direct_exchange, self.node_queue(node), node) for node in self.nodes)
         return (*events, *direct, Binding(self.reports_exchange, self.reports_queue))
 
@@ -124,11 +126,11 @@ class Topology:
         return arguments
 
 
-def definitions(topology: Topology, *, vhost: str, primary: str) -> dict[str, Any]:
+def definitions(topology: Topology, *, vhost: str) -> dict[str, Any]:
     """The RabbitMQ definitions document that gives each node a user with the least rights that serve it.
 
     The users have an empty password hash: nobody can log in by password until an administrator has set one
-    (`rabbitmqctl change_password`), while a client certificate works at once. Only `primary` may write to the
+    (`rabbitmqctl change_password`), while a client certificate works at once. Only the primary may write to the
     nodes, read the reports and hold the relay's lock; after a promotion the document for the new primary is
     to be imported.
     """
@@ -139,7 +141,7 @@ def definitions(topology: Topology, *, vhost: str, primary: str) -> dict[str, An
     return {
         "vhosts": [{"name": vhost}],
         "users": users,
-        "permissions": [_permissions(topology, node, vhost, node == primary) for node in topology.nodes],
+        "permissions": [_permissions(topology, node, vhost, node == topology.primary) for node in topology.nodes],
         "topic_permissions": [],
         "parameters": [],
         "policies": [],

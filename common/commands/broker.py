@@ -40,8 +40,8 @@ def print_definitions(config: ConfigOption = None, primary: PrimaryOption = None
     chosen = primary or cluster.names[0]
     if chosen not in cluster.names:
         raise Misconfigured(f"--primary: {chosen!r} is not in the roster cluster.nodes ({', '.join(cluster.names)})")
-    topology = Topology(cluster.name, cluster.names, broker.queue_type, broker.queue_max_bytes)
-    document = definitions(topology, vhost=addresses(broker)[0].vhost, primary=chosen)
+    topology = Topology(cluster.name, cluster.names, chosen, broker.queue_type, broker.queue_max_bytes)
+    document = definitions(topology, vhost=addresses(broker)[0].vhost)
     typer.echo(json.dumps(document, indent=2))
 
 

@@ -18,7 +18,7 @@ from tests.harness import Cluster, Node, make_cluster
 from tests.integration.conftest import SCHEMA, TABLES
 
 NODES = ("st1", "st2")
-_QUEUE = Topology("mft", NODES).node_queue("st2")
+_QUEUE = Topology("mft", NODES, "st1").node_queue("st2")
 SETTINGS = """
 [relay]
 batch_bytes = 1024

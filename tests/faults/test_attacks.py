@@ -131,7 +131,7 @@ def attack(new_cluster: MakeCluster, vhost_url: str) -> Attack:
     cluster.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
     cluster.wait_equal()
     pki = cluster.primary.home.parent / "pki"
-    return Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2")))
+    return Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2"), "st1"))
 
 
 def regions(message: bytes) -> dict[str, int]:
@@ -374,7 +374,7 @@ def test_a_secondary_cannot_stop_the_primary_by_a_report(
     cluster.primary.start()
     wait_running(cluster.primary)
     pki = cluster.primary.home.parent / "pki"
-    attack = Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2")))
+    attack = Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2"), "st1"))
     attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, **changed)))
     attack.to_primary(b"the last word")
     wait_told(

@@ -18,7 +18,7 @@ from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
-TOPOLOGY = Topology("mft", ("st1", "st2", "st3"))
+TOPOLOGY = Topology("mft", ("st1", "st2", "st3"), "st1")
 SMALL_JOURNAL = "[journal]\nmax_bytes = 65536\nprune_every_s = 0.2\n"
 
 

@@ -78,7 +78,7 @@ def test_a_batch_that_is_needed_and_refused_is_told_until_it_comes_right(
     """TRAPS 29: a damaged row of the journal, a batch of a version not known here; on both nodes."""
     cluster = new_cluster(database_kind, broker_url=vhost_url, nodes=NODES, settings=QUICK)
     primary, node, first = with_a_gap(cluster, vhost_url)
-    attack = Attack(cluster, vhost_url, primary.home.parent / "pki", Topology("mft", NODES))
+    attack = Attack(cluster, vhost_url, primary.home.parent / "pki", Topology("mft", NODES, "st1"))
     right = row(primary, first)
     put(primary, first, change(attack, right, region))
     node.start()

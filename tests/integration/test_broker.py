@@ -48,7 +48,7 @@ def settings(*urls: str, **others: Any) -> BrokerSettings:
 
 
 def topology(queue_type: QueueType = "quorum", max_bytes: int = 1 << 26) -> Topology:
-    return Topology("mft", NODES, queue_type, max_bytes)
+    return Topology("mft", NODES, "st1", queue_type, max_bytes)
 
 
 class Publisher:
@@ -574,9 +574,10 @@ def test_direct_messages_reach_their_node_only_and_name_their_publisher(
         assert one.wait_ready(PATIENCE_S)
     assert link.publish(plan.direct_exchange, "st2", b"for st2")
     assert link.publish(plan.reports_exchange, "", b"report", expiration_ms=60_000, persistent=False)
-    assert link.publish(plan.events_exchange, "", b"for all")
-    assert [one.body for one in consumers["st2"].take(2)] == [b"for st2", b"for all"]
-    assert [one.body for one in consumers["st1"].take(1)] == [b"for all"]
+    assert link.publish(plan.events_exchange, "", b"for all others")
+    assert [one.body for one in consumers["st2"].take(2)] == [b"for st2", b"for all others"]
+    assert link.publish(plan.direct_exchange, "st1", b"for st1")
+    assert [one.body for one in consumers["st1"].take(1)] == [b"for st1"], "what it published would fill its own queue"
     (report,) = reports.take(1)
     assert (report.body, report.user_id) == (b"report", rabbitmq.user)
 
@@ -691,7 +692,7 @@ def test_definitions_serve_a_cluster_without_declaring(rabbitmq: PrivateRabbitMQ
     plan = topology()
     vhost = vhost_url.rsplit("/", 1)[1]
     document = rabbitmq.directory / "definitions.json"
-    rabbitmq.owner.write(document, json.dumps(definitions(plan, vhost=vhost, primary="st1")))
+    rabbitmq.owner.write(document, json.dumps(definitions(plan, vhost=vhost)))
     rabbitmq.ctl("import_definitions", str(document))
     urls = {}
     for node in NODES:
