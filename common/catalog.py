@@ -30,7 +30,7 @@ def _check(table: ListedTable, listed: Listed, where: str) -> None:
     """Refuse a table whose changes could get lost (TRAPS 2)."""
     if table.table.obstacle:
         raise Misconfigured(f"{where}: table {table.name} cannot be captured: it {table.table.obstacle}")
-    for name, column in sorted(table.table.silent):
+    for name, column in sorted((one.parent, column) for one in table.table.silent for column in one.parent_columns):
         parent = listed.get(name)
         if parent is None or parent.where or column in parent.exclude:
             how = (

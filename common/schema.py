@@ -55,12 +55,24 @@ class Cascade:
 
 
 @dataclass(frozen=True)
+class HandedOn:
+    """A foreign key by which a change of the parent's row changes the child's without firing its triggers: `columns` of the child
+    refer to `parent_columns`, in this order. What becomes of the child: "delete", "null", "follow", or "" where the parent stays."""
+
+    parent: str
+    columns: tuple[str, ...]
+    parent_columns: tuple[str, ...]
+    on_delete: str
+    on_update: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its unique keys, the
     primary one first.
 
-    `silent`: the parents, and their columns referred to, whose deletes and updates the database hands on to this table without
-    firing its triggers.
+    `silent`: the foreign keys by which the database hands deletes and updates of parents on to this table without firing its
+    triggers.
     `cascades`: the foreign keys that refer to this table, where the database enforces them for some sessions only, and tells
     nobody for which.
     `guarded`: the columns for whose values a change may be refused, by a unique or a foreign key, where that does not always end the
@@ -76,7 +88,7 @@ class Table:
     parents: frozenset[str] = frozenset()
     uniques: tuple[Unique, ...] = ()
     triggers: tuple[OtherTrigger, ...] = ()
-    silent: frozenset[tuple[str, str]] = frozenset()
+    silent: frozenset[HandedOn] = frozenset()
     cascades: tuple[Cascade, ...] = ()
     guarded: frozenset[str] = frozenset()
     obstacle: str | None = None

@@ -1,7 +1,7 @@
 """Changes that could not be applied here: kept with their reason, retried, given up when overtaken (TRAPS 29)."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
@@ -11,7 +11,7 @@ from common.bookkeeping import quarantine
 from common.changes import Frame, Kind
 from common.nodestate import now_ms
 from common.schema import ListedTable
-from consumer.overtaking import Later, row_keys
+from consumer.overtaking import Later, handed_on, row_keys
 from consumer.plan import Step, single
 from consumer.replay import Failed, Replayer, Unit
 
@@ -193,9 +193,12 @@ def overtaken(
             failed_keys.setdefault(table.name, set()).update(row_keys(one.step, table))
     later = Later()
     met = set()
+    heirs = {name: table for name in tables if (table := listed.get(name)) is not None and table.table.silent}
+    parents = {one.parent for table in heirs.values() for one in table.table.silent}
     for frame in frames:
         if frame.table in tables:
             met.add(frame.table)
+        if frame.table in tables or frame.table in parents:
             later.see(frame, listed.get(frame.table), failed=frozenset(failed_keys.get(frame.table, ())))
     gone: list[int] = []
     for name in met:
@@ -207,6 +210,30 @@ def overtaken(
                 key = next(iter(row_keys(left, listed[name])), entry.key)
                 _store(connection, entry, left, key)
     discard(connection, gone)
+    _hand_on(connection, later, heirs, listed)
+
+
+def _hand_on(
+    connection: Connection, later: Later, heirs: Mapping[str, ListedTable], listed: Mapping[str, ListedTable]
+) -> None:
+    """What the database did to the rows of these tables because of what later frames did to their parents; a row that went that way
+    may be a parent itself."""
+    parents = {one.parent for table in heirs.values() for one in table.table.silent}
+    fates = {name: (listed[name], later.fates(listed[name])) for name in parents if name in listed}
+    if not any(gone for _, gone in fates.values()):
+        return
+    ids = []
+    for name, table in heirs.items():
+        for entry in _of_rows(connection, name, None):
+            left = handed_on(entry.step, table, fates)
+            if left is None:
+                ids.append(entry.id)
+                columns = tuple(column.name for column in table.key)
+                later.see(replace(entry.step, kind=Kind.DELETE, columns=columns, rows=f"[{entry.key}]"), table)
+            elif left is not entry.step:
+                _store(connection, entry, left, entry.key)
+    if discard(connection, ids):
+        _hand_on(connection, later, heirs, listed)
 
 
 def _store(connection: Connection, entry: Entry, left: Step, key: str) -> None:

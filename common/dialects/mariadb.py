@@ -38,7 +38,7 @@ from common.dialects.mariadb_script import Committing, CompoundScript
 from common.dialects.polling import PollWaker
 from common.dialects.script import SMALL, Script
 from common.errors import NotApplicable, StsyncError, Unavailable
-from common.schema import Column, Equality, ListedTable, OtherTrigger, Table
+from common.schema import Column, Equality, HandedOn, ListedTable, OtherTrigger, Table
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
@@ -63,11 +63,12 @@ WHERE k.TABLE_SCHEMA = DATABASE() AND c.TABLE_SCHEMA = DATABASE() AND k.INDEX_NA
   AND COALESCE(c.GENERATION_EXPRESSION, '') <> 'ROW END' ORDER BY k.TABLE_NAME, k.SEQ_IN_INDEX
 """
 _PARENTS_SQL = """
-SELECT r.TABLE_NAME, r.REFERENCED_TABLE_NAME, k.REFERENCED_COLUMN_NAME,
-       r.DELETE_RULE IN ('CASCADE', 'SET NULL') OR r.UPDATE_RULE IN ('CASCADE', 'SET NULL')
+SELECT r.TABLE_NAME, r.CONSTRAINT_NAME, r.REFERENCED_TABLE_NAME, k.COLUMN_NAME, k.REFERENCED_COLUMN_NAME,
+       CASE r.DELETE_RULE WHEN 'CASCADE' THEN 'delete' WHEN 'SET NULL' THEN 'null' ELSE '' END,
+       CASE r.UPDATE_RULE WHEN 'CASCADE' THEN 'follow' WHEN 'SET NULL' THEN 'null' ELSE '' END
 FROM information_schema.REFERENTIAL_CONSTRAINTS r JOIN information_schema.KEY_COLUMN_USAGE k
   ON k.CONSTRAINT_SCHEMA = r.CONSTRAINT_SCHEMA AND k.TABLE_NAME = r.TABLE_NAME AND k.CONSTRAINT_NAME = r.CONSTRAINT_NAME
-WHERE r.CONSTRAINT_SCHEMA = DATABASE() AND k.TABLE_SCHEMA = DATABASE()
+WHERE r.CONSTRAINT_SCHEMA = DATABASE() AND k.TABLE_SCHEMA = DATABASE() ORDER BY k.ORDINAL_POSITION
 """
 # Columns in a unique or a foreign key, and all of a table where a unique key is over something computed.
 _GUARDED_SQL = """
@@ -446,11 +447,15 @@ class Mariadb(ToldByTriggers):
         for table, name in connection.exec_driver_sql(_KEYS_SQL):
             keys.setdefault(table, []).append(name)
         parents: dict[str, set[str]] = {}
-        silent: dict[str, set[tuple[str, str]]] = {}
-        for table, parent, column, cascades in connection.exec_driver_sql(_PARENTS_SQL):
+        foreign: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for table, constraint, parent, column, referred, on_delete, on_update in connection.exec_driver_sql(_PARENTS_SQL):
             parents.setdefault(table, set()).add(parent)
-            if cascades:
-                silent.setdefault(table, set()).add((parent, column))
+            if on_delete or on_update:
+                foreign.setdefault((table, constraint, parent, on_delete, on_update), []).append((column, referred))
+        silent: dict[str, set[HandedOn]] = {}
+        for (table, _, parent, *rules), pairs in foreign.items():
+            here, there = zip(*pairs, strict=True)
+            silent.setdefault(table, set()).add(HandedOn(parent, here, there, *rules))
         guarded: dict[str, set[str | None]] = {}
         for table, column in connection.exec_driver_sql(_GUARDED_SQL):
             guarded.setdefault(table, set()).add(column)
