@@ -20,7 +20,7 @@ step "ruff check" ruff check .
 step "ruff format" ruff format --check .
 step "mypy --strict" mypy --strict
 step "lint-imports" lint-imports
-step "pytest" python -m pytest
+step "pytest" python -m pytest -n 2 --dist worksteal # two at a time, each with servers of its own
 
 echo
 if [ ${#failed[@]} -eq 0 ]; then
