@@ -13,6 +13,7 @@ from common.catalog import listed_tables
 from common.database import Database
 from common.errors import Misconfigured, Unavailable
 from common.lists import TABLES_FILE
+from common.logs import Seldom
 from common.schema import ListedTable
 from common.settings import Settings
 
@@ -37,6 +38,7 @@ class LiveLists:
         self._path = settings.node.home / TABLES_FILE
         self._lock = threading.Lock()
         self._log = structlog.get_logger("lists")
+        self._told = Seldom()
         self._seen: tuple[int, int] | None = None
         self.present = Lists({}, 0)
         self.generation = 0
@@ -67,7 +69,7 @@ class LiveLists:
         stamp = self._stamp()
         if stamp == self._seen:
             return
-        self._seen = stamp
+        self._seen, self._told = stamp, Seldom()
         if self.reread():
             self._log.info("lists_read", tables=len(self.tables))
             self._warn_if_not_installed()
@@ -77,7 +79,8 @@ class LiveLists:
         try:
             self.load()
         except Misconfigured as exc:
-            self._log.error("lists_faulty", reason=str(exc), effect="the former lists stay in force")
+            if self._told.due(str(exc)):
+                self._log.error("lists_faulty", reason=str(exc), effect="the former lists stay in force")
             return False
         except Unavailable as exc:
             self._seen = None  # so that the next look reads them

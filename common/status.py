@@ -1,5 +1,7 @@
 """What `status` shows, read from the node's own database whether or not its service runs (DESIGN §9, INTERFACE)."""
 
+import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -230,10 +232,20 @@ def _warnings(connection: Connection, database: Database, settings: Settings) ->
     if unfit:
         reason = connection.execute(select(rejected.c.reason).order_by(rejected.c.id.desc()).limit(1)).scalar_one()
         found.append(f"{unfit} outbox rows were no valid change and stand in stsync_rejected; the last: {reason}")
-    found += _expiry(settings)
+    found += _expiry(settings) + _exposed(settings)
     offsets = nodestate.offsets(connection)
     found += [freshness.sentence(name, offsets[name]) for name in settings.cluster.names if name in offsets]
     return found + capture_check.faults(database, connection, settings)
+
+
+def _exposed(settings: Settings) -> list[str]:
+    """Which private keys other users can read, or change."""
+    found = []
+    for path in (settings.trust.key, settings.trust.cluster_key):
+        with suppress(OSError):  # the service, which cannot start without it, says what is wrong with it
+            if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+                found.append(f"the private key {path} is open to other users of this machine: chmod 600 {path}")
+    return found
 
 
 def _expiry(settings: Settings) -> list[str]:

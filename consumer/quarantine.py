@@ -17,6 +17,10 @@ from consumer.replay import Failed, Replayer, Unit
 
 RETRIED_AT_ONCE = 500
 _PARAMETERS = 500
+_ONCE = (
+    "; it is not tried again, for it would take rows that came after it: a full synchronization removes what is left, or delete it "
+    "here by hand and then discard this"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
             "key_columns": one.step.key,
             "key_json": replayer.key(one.step),
             "row_json": one.step.rows,
-            "reason": one.reason,
+            "reason": one.reason + (_ONCE if one.step.kind is Kind.TRUNCATE else ""),
             "attempts": 1,
             "first_ms": at,
             "last_ms": at,

@@ -141,6 +141,20 @@ def test_an_expired_certificate(node: Node) -> None:
     expect(node.command("run"), 2, "st2.pem", "expired")
 
 
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o666])
+@pytest.mark.parametrize("key", ["st2.key", "cluster.key"])
+def test_a_private_key_that_others_can_read_is_told(node: Node, key: str, mode: int) -> None:
+    """DESIGN §6."""
+    path = node.home.parent / "pki" / key
+    assert not [one for one in node.status()["warnings"] if "private key" in one]
+    path.chmod(mode)
+    (told,) = [one for one in node.status()["warnings"] if "private key" in one]
+    assert told.endswith(f"pki/{key}")
+    assert "chmod 600" in told
+    path.chmod(0o640)
+    assert not [one for one in node.status()["warnings"] if "private key" in one]
+
+
 def test_a_certificate_of_another_authority(node: Node) -> None:
     """TRAPS 34: it would be refused by every other node."""
     pki = node.home.parent / "pki"
