@@ -24,6 +24,7 @@ __all__ = ["ConsumeLink", "Delivery", "LinkState", "PublishLink", "check_access"
 
 _CONTENT_TYPE = "application/octet-stream"
 _WATCH_S = 1.0
+_ACK_S = 0.1
 _CLOSED = re.compile(r"\((\d{3})\) (.*)")  # how pika words a close that it could only tell as probable
 
 
@@ -195,10 +196,27 @@ class ConsumeLink(Link):
         self._on_delivery = on_delivery
         self._paused = False
         self._renewed_at = time.monotonic()
+        self._done: Delivery | None = None
+        self._acked = (0, 0)
+        self._ack_due = False
 
-    def ack(self, delivery: Delivery, *, multiple: bool = False) -> None:
-        """Acknowledge a delivery (`multiple`: and all before it) unless its channel is gone."""
-        self._post(partial(self._ack, delivery, multiple))
+    def done(self, delivery: Delivery) -> None:
+        """Acknowledge this delivery and all before it, together with what follows within a moment: for a quorum queue each
+        acknowledgement is work. At once where half of what the broker gives ahead would wait for it."""
+        with self._guard:
+            generation, tag = self._acked
+            since = delivery.tag - (tag if generation == delivery.generation else 0)
+            self._done = delivery
+            due, self._ack_due = self._ack_due, True
+        if 2 * since >= self._settings.prefetch:
+            self._post(self._ack_done)
+        elif not due:
+            self._post(lambda: self._loop.call_later(_ACK_S, self._watched(self._ack_done)))
+
+    def stop(self) -> None:
+        """See Link."""
+        self._post(self._ack_done)
+        super().stop()
 
     def pause(self) -> None:
         """Take no deliveries until `resume`; what is not acknowledged goes back to the queue (TRAPS 15).
@@ -246,11 +264,19 @@ class ConsumeLink(Link):
             text = f"the broker at {self._address.place} ended the consumer of queue {self._queue!r}"
             self._lose(Loss("down", f"{text}; was the queue deleted?"))
 
-    def _ack(self, delivery: Delivery, multiple: bool) -> None:
-        if delivery.generation == self._generation and self._channel is not None:
-            self._channel.basic_ack(delivery.tag, multiple)
+    def _ack_done(self) -> None:
+        with self._guard:
+            delivery, self._done, self._ack_due = self._done, None, False
+            if delivery is None:
+                return
+            self._acked = (delivery.generation, delivery.tag)
+        if (
+            delivery.generation == self._generation and self._channel is not None
+        ):  # else its channel is gone, and it comes again
+            self._channel.basic_ack(delivery.tag, multiple=True)
 
     def _pause(self) -> None:
+        self._ack_done()
         self._paused = True
         channel = self._channel
         if channel is not None:  # otherwise not connected yet, and then no channel will be opened

@@ -123,7 +123,7 @@ class SecondaryService:
         before = self._applier.standing().position
         self._applier.work(connection, deliveries)
         if deliveries:
-            self._consume.ack(deliveries[-1], multiple=True)
+            self._consume.done(deliveries[-1])
         if self._applier.standing().position != before or deliveries:
             self._reporter.changed()
 

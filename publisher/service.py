@@ -183,7 +183,7 @@ class PrimaryService:
                 deliveries = gather(self._arrived, 0.01 if serving else 0.25)
                 if deliveries:
                     self._control.take(connection, deliveries)
-                    self._consume.ack(deliveries[-1], multiple=True)
+                    self._consume.done(deliveries[-1])
                 serving = self._control.serve(reading)
                 if time.monotonic() >= next_save and saved != self._sender.confirmed:
                     next_save = time.monotonic() + self._settings.intervals.heartbeat_s

@@ -179,14 +179,22 @@ class NotifyWaker:
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
         try:
-            if any(True for _ in self._connection.notifies(timeout=0)):
+            if self._told():
                 return True
             readable, _, _ = select.select([self._connection.fileno(), self._stop.fileno()], [], [], timeout_s)
             if self._connection.fileno() not in readable:
                 return False
-            return any(True for _ in self._connection.notifies(timeout=0))
+            return self._told()
         except psycopg.Error as exc:
             raise Unavailable(f"the database connection that listens for changes was lost: {exc}") from exc
+
+    def _told(self) -> bool:
+        """Whether there was a notification; asked for each change, and so of libpq itself."""
+        link, told = self._connection.pgconn, False
+        link.consume_input()
+        while link.notifies() is not None:
+            told = True
+        return told
 
     def found(self) -> None:
         """See Waker."""

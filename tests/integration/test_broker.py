@@ -214,7 +214,7 @@ def test_all_messages_are_confirmed_and_arrive_in_order(vhost_url: str, run: Sta
     for start in range(1, 5_001, 250):
         deliveries = consumer.take(250)
         assert [int(one.body) for one in deliveries] == list(range(start, start + 250))
-        consumer.link.ack(deliveries[-1], multiple=True)
+        consumer.link.done(deliveries[-1])
 
 
 def test_the_window_bounds_what_is_under_way_and_nothing_is_kept_while_down(vhost_url: str, run: Started) -> None:
@@ -261,7 +261,7 @@ def test_a_restart_of_the_broker_resets_and_the_rest_is_published_in_order(
         delivery = consumer.take(1)[0]
         assert int(delivery.body) <= highest + 1, "a hole"
         highest = max(highest, int(delivery.body))
-        consumer.link.ack(delivery)
+        consumer.link.done(delivery)
 
 
 def test_a_deleted_queue_is_declared_and_consumed_again(vhost_url: str, run: Started) -> None:
@@ -435,7 +435,7 @@ def test_pause_and_resume_keep_the_order_of_what_was_not_acknowledged(
         deliveries = consumer.take(20)
         assert [int(one.body) for one in deliveries] == list(range(done + 1, done + 21))
         assert [one.redelivered for one in deliveries[:10]] == [turn > 0] * 10
-        consumer.link.ack(deliveries[9], multiple=True)
+        consumer.link.done(deliveries[9])
         done += 10
         consumer.link.pause()
         wait_for(lambda: consumer.link.state.name == "paused", "the pause")
@@ -497,7 +497,7 @@ def test_an_ack_of_an_earlier_connection_is_ignored(vhost_url: str, run: Started
     consumer.link.resume()
     again = consumer.take(3)
     assert [one.body for one in again] == [one.body for one in old]
-    consumer.link.ack(old[-1], multiple=True)
+    consumer.link.done(old[-1])
     consumer.link.pause()
     consumer.link.resume()
     third = consumer.take(3)
@@ -716,3 +716,34 @@ def test_definitions_serve_a_cluster_without_declaring(rabbitmq: PrivateRabbitMQ
     finally:
         for node in NODES:
             rabbitmq.ctl("delete_user", plan.user(node))
+
+
+def test_acknowledgements_are_gathered_and_none_is_left_behind(vhost_url: str, run: Started) -> None:
+    """DESIGN §10: for a quorum queue each of them is work."""
+    plan = topology()
+    publisher, consumer = Publisher(settings(vhost_url), plan), Consumer(settings(vhost_url, prefetch=100), plan)
+    run(publisher.link)
+    run(consumer.link)
+    acked: list[int] = []
+    wait_for(lambda: consumer.link._channel is not None and consumer.link.state.name == "ready", "the channel")
+    plain = consumer.link._channel.basic_ack
+
+    def noted(tag: int, multiple: bool) -> None:
+        acked.append(tag)
+        plain(tag, multiple)
+
+    consumer.link._channel.basic_ack = noted
+    publisher.publish_to(90)
+    deliveries = consumer.take(90)
+    for one in deliveries[:40]:
+        consumer.link.done(one)
+    wait_for(lambda: acked, "the first of them")
+    assert len(acked) < 5
+    for one in deliveries[40:]:
+        consumer.link.done(one)
+    wait_for(lambda: acked[-1] == deliveries[-1].tag, "the last of them")
+    publisher.publish_to(91)
+    (last,) = consumer.take(1)
+    consumer.link.done(last)
+    consumer.link.stop()
+    assert acked[-1] == last.tag
