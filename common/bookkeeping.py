@@ -147,6 +147,7 @@ quarantine = Table(
     Column("last_ms", BigInteger, nullable=False),
     Column("requested", Integer, nullable=False, server_default=text("0")),
     Column("unchecked", Integer, nullable=False, server_default=text("0")),
+    Column("held", Integer, nullable=False, server_default=text("0")),
     Index("stsync_quarantine_table", "table_name"),
     **_OPTIONS,
 )

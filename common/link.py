@@ -264,7 +264,13 @@ class Link:
             if step not in self._skipped:
                 declare = partial(channel.queue_declare, queue.name, durable=True, arguments=arguments)
                 yield step, partial(declare, passive=passive)
-        for one in self._topology.bindings if self._settings.declare else ():
+        if not self._settings.declare:
+            return
+        away = self._topology.unbound
+        if f"queue {away.queue!r}" not in self._skipped:
+            unbind = partial(channel.queue_unbind, away.queue, away.exchange, routing_key=away.routing_key)
+            yield f"removed binding of queue {away.queue!r} to exchange {away.exchange!r}", unbind
+        for one in self._topology.bindings:
             if f"queue {one.queue!r}" not in self._skipped:
                 bind = partial(channel.queue_bind, one.queue, one.exchange, routing_key=one.routing_key)
                 yield f"binding of queue {one.queue!r} to exchange {one.exchange!r}", bind

@@ -57,6 +57,7 @@ class LiveLists:
             if present != self.present:
                 self.present = present
                 self.generation += 1
+            self._told = Seldom()
             connection.rollback()
 
     def follow(self, installed_ms: int) -> None:
@@ -69,7 +70,7 @@ class LiveLists:
         stamp = self._stamp()
         if stamp == self._seen:
             return
-        self._seen, self._told = stamp, Seldom()
+        self._seen = stamp
         if self.reread():
             self._log.info("lists_read", tables=len(self.tables))
             self._warn_if_not_installed()

@@ -149,6 +149,7 @@ def advance(script: Script, before: Position, after: Position, installed_ms: int
     )
     if script.rowcount != 1:
         expect(script.connection, before, installed_ms)
+        raise Fault(f"the position in the database stays at {before.sequence}: is there a trigger on stsync_node?")
 
 
 def expect(connection: Connection, position: Position, installed_ms: int) -> None:

@@ -104,6 +104,11 @@ class Topology:
         return (*nodes, Queue(self.reports_queue, self._arguments(reports_bytes) | bounds))
 
     @property
+    def unbound(self) -> Binding:
+        """What may be bound from the time when another node was the primary, and is not to be."""
+        return Binding(self.events_exchange, self.node_queue(self.primary))
+
+    @property
     def bindings(self) -> tuple[Binding, ...]:
         """All bindings."""
         events = (Binding(self.events_exchange, self.node_queue(node)) for node in self.nodes if node != self.primary)

@@ -313,6 +313,8 @@ class Applier:
                 frames = (frame for unit in units for frame in unit.frames())
                 quarantine.overtaken(connection, frames, failed, self._lists.tables)
             quarantine.add(connection, replayer, failed)
+            if self._quarantined or failed:
+                quarantine.hold(connection, (frame for unit in units for frame in unit.frames()), self._lists.tables)
             script = Script(connection)
             moved = self._move(script, units)
             script.commit()

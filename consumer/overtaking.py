@@ -14,10 +14,6 @@ from common.errors import MessageRefused
 from common.schema import ListedTable
 from consumer.plan import Step, same_key
 
-Fates = dict[
-    tuple[str | None, ...], tuple[str, ...] | None
-]  # by the key that is gone: the new one, None where it was deleted
-
 
 @dataclass
 class Later:
@@ -25,7 +21,6 @@ class Later:
 
     _rows: dict[tuple[str, str], frozenset[str] | None] = field(default_factory=dict)
     _emptied: set[str] = field(default_factory=set)
-    _became: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def see(self, frame: Frame | Step, table: ListedTable | None, *, failed: frozenset[str] = frozenset()) -> None:
         """Take note of changes of one table. Those of the keys in `failed` did not go: they wait too, and only what they set
@@ -35,25 +30,14 @@ class Later:
         if table is None or frame.kind is Kind.TRUNCATE:
             return
         old = row_keys(frame, table, old=True) if frame.kind is Kind.REKEY else []
-        new = row_keys(frame, table)
-        for key, became in zip(old, new, strict=False):
+        for key in old:
             self._rows[frame.table, key] = None
-            self._became[frame.table, key] = became
-        for key in new:
+        for key in row_keys(frame, table):
             before = self._rows.get((frame.table, key), frozenset())
             if frame.kind is Kind.DELETE or before is None:
                 self._rows[frame.table, key] = None
             elif key not in failed or all(column.name in frame.columns for column in table.columns):
                 self._rows[frame.table, key] = before | frozenset(frame.columns)
-
-    def fates(self, table: ListedTable) -> Fates:
-        """What became of the rows of a table that lost their keys."""
-        found: Fates = {}
-        for (name, key), columns in self._rows.items():
-            if name == table.name and columns is None:
-                became = self._became.get((name, key))
-                found[_spelled(_values(key), table)] = None if became is None else _values(became)
-        return found
 
     def emptied(self, table: str) -> bool:
         """Whether all of its rows were deleted."""
@@ -98,49 +82,6 @@ class Later:
         values = orjson.loads(step.rows)
         rows = orjson.dumps(values[:before] + [values[before + i] for i in places]).decode()
         return replace(step, columns=tuple(step.columns[i] for i in places), rows=rows)
-
-
-def handed_on(step: Step, table: ListedTable, fates: Mapping[str, tuple[ListedTable, Fates]]) -> Step | None:
-    """A single change as the database has silently changed its row since, where the row's parent was deleted or got another key
-    (TRAPS 2): None where it deleted the row too. Nothing is known of parents that are not referred to by their primary key.
-
-    `fates`: of the parents, by their names.
-    """
-    if step.kind not in (Kind.INSERT, Kind.UPDATE, Kind.REKEY):
-        return step
-    before = len(table.key) if step.kind is Kind.REKEY else 0  # values of the old key
-    values = orjson.loads(step.rows)
-    changed = False
-    for one in table.table.silent:
-        parent, gone = fates.get(one.parent, (None, {}))
-        pairs = dict(zip(one.parent_columns, one.columns, strict=True))
-        if parent is None or pairs.keys() != {c.name for c in parent.key} or not set(one.columns) <= set(step.columns):
-            continue
-        places = [before + step.columns.index(pairs[column.name]) for column in parent.key]
-        key = _spelled(tuple(values[place] for place in places), parent)
-        if key not in gone:
-            continue
-        became = gone[key]
-        if became is None and one.on_delete == "delete":
-            return None
-        how = one.on_delete if became is None else one.on_update
-        if how:
-            changed = True
-            for number, place in enumerate(places):
-                values[place] = became[number] if became and how == "follow" else None
-    return replace(step, rows=orjson.dumps(values).decode()) if changed else step
-
-
-def _spelled(key: tuple[str | None, ...], table: ListedTable) -> tuple[str | None, ...]:
-    """A key, alike for all spellings that are equal in it."""
-    return tuple(
-        one.lower().rstrip(" ") if one is not None and column.equality == "folded" else one
-        for one, column in zip(key, table.key, strict=True)
-    )
-
-
-def _values(key: str) -> tuple[str, ...]:
-    return tuple(orjson.loads(f"[{key}]"))
 
 
 def row_keys(frame: Frame | Step, table: ListedTable, *, old: bool = False) -> list[str]:

@@ -1,7 +1,7 @@
 """Changes that could not be applied here: kept with their reason, retried, given up when overtaken (TRAPS 29)."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import orjson
 from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
@@ -11,12 +11,17 @@ from common.bookkeeping import quarantine
 from common.changes import Frame, Kind
 from common.nodestate import now_ms
 from common.schema import ListedTable
-from consumer.overtaking import Later, handed_on, row_keys
+from consumer.cascades import Lost, ancestors
+from consumer.overtaking import Later, row_keys
 from consumer.plan import Step, single
 from consumer.replay import Failed, Replayer, Unit
 
 RETRIED_AT_ONCE = 500
 _PARAMETERS = 500
+_HELD = (
+    "; it is not tried again by itself, for rows that it may refer to were deleted or got another key since, and what the primary's "
+    "database then did to this row it tells nobody: a full synchronization is needed"
+)
 _ONCE = (
     "; it is not tried again, for it would take rows that came after it: a full synchronization removes what is left, or delete it "
     "here by hand and then discard this"
@@ -36,6 +41,7 @@ class Entry:
     attempts: int
     first_ms: int
     last_ms: int
+    held: bool
 
 
 def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) -> None:
@@ -95,6 +101,7 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
             attempts=row.attempts,
             first_ms=row.first_ms,
             last_ms=row.last_ms,
+            held=bool(row.held),
         )
         for row in connection.execute(select(quarantine).where(*conditions).order_by(quarantine.c.id))
     ]
@@ -128,7 +135,7 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     for place, (step, _) in waiting.steps.items():
         if step is not known[place].step:
             _store(connection, known[place], step, replayer.key(step))
-    stays = [{"place": place, "why": results[place]} for place in waiting.steps if results.get(place) is not None]
+    stays = [{"place": place, "why": _why(known[place], reason)} for place, reason in results.items() if reason is not None]
     if stays:
         connection.execute(
             update(quarantine)
@@ -141,6 +148,16 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
         update(quarantine).where(quarantine.c.kind == Kind.TRUNCATE.value, quarantine.c.requested == 1).values(requested=0)
     )
     return sum(reason is None for reason in results.values())
+
+
+def _why(entry: Entry, reason: str) -> str:
+    return reason + _HELD if entry.held else reason
+
+
+def refused(connection: Connection, id_: int, reason: str) -> None:
+    """Tried, and the database refused to commit it."""
+    values = {"reason": reason, "attempts": quarantine.c.attempts + 1, "last_ms": now_ms(), "requested": 0}
+    connection.execute(update(quarantine).where(quarantine.c.id == id_).values(**values))
 
 
 def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> None:
@@ -157,7 +174,7 @@ def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) ->
 
 def beyond(connection: Connection, last: int, most: int) -> list[int]:
     """The ids of the next changes after this id that may be tried again, in the order in which they failed."""
-    here = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.id > last)
+    here = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.held == 0, quarantine.c.id > last)
     return list(connection.execute(select(quarantine.c.id).where(*here).order_by(quarantine.c.id).limit(most)).scalars())
 
 
@@ -169,7 +186,8 @@ def request_retry(connection: Connection, ids: Sequence[int]) -> None:
 
 def requested(connection: Connection) -> list[int]:
     """What the service was asked to retry."""
-    return list(connection.execute(select(quarantine.c.id).where(quarantine.c.requested == 1)).scalars())
+    wanted = select(quarantine.c.id).where(quarantine.c.requested == 1).order_by(quarantine.c.id)
+    return list(connection.execute(wanted).scalars())
 
 
 def discard(connection: Connection, ids: Sequence[int]) -> int:
@@ -197,12 +215,9 @@ def overtaken(
             failed_keys.setdefault(table.name, set()).update(row_keys(one.step, table))
     later = Later()
     met = set()
-    heirs = {name: table for name in tables if (table := listed.get(name)) is not None and table.table.silent}
-    parents = {one.parent for table in heirs.values() for one in table.table.silent}
     for frame in frames:
         if frame.table in tables:
             met.add(frame.table)
-        if frame.table in tables or frame.table in parents:
             later.see(frame, listed.get(frame.table), failed=frozenset(failed_keys.get(frame.table, ())))
     gone: list[int] = []
     for name in met:
@@ -214,30 +229,22 @@ def overtaken(
                 key = next(iter(row_keys(left, listed[name])), entry.key)
                 _store(connection, entry, left, key)
     discard(connection, gone)
-    _hand_on(connection, later, heirs, listed)
 
 
-def _hand_on(
-    connection: Connection, later: Later, heirs: Mapping[str, ListedTable], listed: Mapping[str, ListedTable]
-) -> None:
-    """What the database did to the rows of these tables because of what later frames did to their parents; a row that went that way
-    may be a parent itself."""
-    parents = {one.parent for table in heirs.values() for one in table.table.silent}
-    fates = {name: (listed[name], later.fates(listed[name])) for name in parents if name in listed}
-    if not any(gone for _, gone in fates.values()):
+def hold(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> None:
+    """Keep from being tried again by themselves those whose rows the primary's database may have changed silently because of these
+    frames (see consumer.cascades); they say so, and a full synchronization heals it."""
+    tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
+    reach = {name: found for name in tables if (found := ancestors(name, listed))}
+    if not reach:
         return
-    ids = []
-    for name, table in heirs.items():
-        for entry in _of_rows(connection, name, None):
-            left = handed_on(entry.step, table, fates)
-            if left is None:
-                ids.append(entry.id)
-                columns = tuple(column.name for column in table.key)
-                later.see(replace(entry.step, kind=Kind.DELETE, columns=columns, rows=f"[{entry.key}]"), table)
-            elif left is not entry.step:
-                _store(connection, entry, left, entry.key)
-    if discard(connection, ids):
-        _hand_on(connection, later, heirs, listed)
+    lost = Lost(listed)
+    lost.see(frames, set().union(*reach.values()))
+    for name in reach:
+        for entry in _found(connection, quarantine.c.table_name == name, quarantine.c.held == 0):
+            if lost.concerns(entry.step):
+                values = {"held": 1, "reason": entry.reason + _HELD}
+                connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))
 
 
 def _store(connection: Connection, entry: Entry, left: Step, key: str) -> None:

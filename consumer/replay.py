@@ -16,6 +16,7 @@ from common.dialects.script import Script
 from common.errors import LeftBehind, NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan
+from consumer.cascades import ancestors
 from consumer.overtaking import Waiting, keys_in, row_keys
 from consumer.plan import Step
 
@@ -203,7 +204,10 @@ class Replayer:
     def _each(self, connection: Connection, unit: Unit, *, settle: bool) -> list[Failed]:
         waiting = Waiting(self._listed)
         place = 0
+        parents: set[str] = set()  # some of their rows are gone, and so may be rows that wait (see consumer.cascades)
         for step in plan.ordered(unit.frames(), self._listed):
+            if step.kind in (Kind.DELETE, Kind.REKEY):
+                parents.add(step.table)
             self._piecewise(connection, place, step, waiting, settle=settle)
             place += step.count
         progress = True
@@ -212,6 +216,8 @@ class Replayer:
             for place, step in waiting.due():
                 if waiting.steps.get(place, (None, ""))[0] is not step:
                     continue  # settled or cut down by one that went just now
+                if parents & ancestors(step.table, self._listed):
+                    continue
                 reason = self._try(connection, step, settle=settle)
                 if reason is None:
                     waiting.done(place, step)

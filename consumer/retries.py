@@ -35,7 +35,8 @@ class Retries:
         self._log = structlog.get_logger("quarantine")
 
     def work(self, connection: Connection, progress: float) -> bool:
-        """Try what is due, in transactions of its own; whether anything was. `progress`: when something was applied last."""
+        """Try what is due, in transactions of its own; whether anything may have changed. `progress`: when something was applied
+        last."""
         now = time.monotonic()
         if ids := self._asked_for(connection, now):
             self._lists.reread()
@@ -54,7 +55,7 @@ class Retries:
         if ids:
             self._try(connection, ids)
         self._rested = now + (_REST + 1) * (time.monotonic() - now)
-        return bool(ids)
+        return True
 
     def _asked_for(self, connection: Connection, now: float) -> Sequence[int]:
         if now - self._looked < _LOOK_S:
@@ -87,5 +88,7 @@ class Retries:
             connection.rollback()
             if len(ids) == 1:
                 self._log.warning("quarantine_not_retried", id=ids[0], reason=str(exc))
+                quarantine.refused(connection, ids[0], str(exc))
+                connection.commit()
             return None
         return done

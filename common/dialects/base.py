@@ -64,9 +64,6 @@ class Cursor(Protocol):
     def executemany(self, operation: str, parameters: Any, /) -> Any:
         """Run one statement for each set of parameters."""
 
-    def fetchall(self) -> Any:
-        """The rows of the last statement."""
-
 
 class TableWriter(Protocol):
     """Applies rows of one table and one set of columns; every method returns the number of rows it found or wrote.

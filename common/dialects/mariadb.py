@@ -68,7 +68,8 @@ SELECT r.TABLE_NAME, r.CONSTRAINT_NAME, r.REFERENCED_TABLE_NAME, k.COLUMN_NAME, 
        CASE r.UPDATE_RULE WHEN 'CASCADE' THEN 'follow' WHEN 'SET NULL' THEN 'null' ELSE '' END
 FROM information_schema.REFERENTIAL_CONSTRAINTS r JOIN information_schema.KEY_COLUMN_USAGE k
   ON k.CONSTRAINT_SCHEMA = r.CONSTRAINT_SCHEMA AND k.TABLE_NAME = r.TABLE_NAME AND k.CONSTRAINT_NAME = r.CONSTRAINT_NAME
-WHERE r.CONSTRAINT_SCHEMA = DATABASE() AND k.TABLE_SCHEMA = DATABASE() ORDER BY k.ORDINAL_POSITION
+WHERE r.CONSTRAINT_SCHEMA = DATABASE() AND k.TABLE_SCHEMA = DATABASE() AND k.REFERENCED_TABLE_NAME IS NOT NULL
+ORDER BY k.ORDINAL_POSITION
 """
 # Columns in a unique or a foreign key, and all of a table where a unique key is over something computed.
 _GUARDED_SQL = """
@@ -241,8 +242,9 @@ class MariadbWriter(JsonWriter):
         Raises NotApplicable for several rows (fewer may go), Unavailable for one: nothing is lost, and it goes on when the server's
         operator has raised the variable.
         """
-        cursor.execute("SELECT @@max_allowed_packet")
-        packet = int(cursor.fetchall()[0][0])
+        asking: Any = cursor.direct if isinstance(cursor, Script) else cursor
+        asking.execute("SELECT @@max_allowed_packet")
+        packet = int(asking.fetchall()[0][0])
         if size + _SLACK > packet:
             reason = (
                 f"a change of table {self.table.name} needs a statement of {size} bytes, and max_allowed_packet is {packet}"

@@ -5,8 +5,11 @@ from typing import Any
 from pymysql.connections import Connection as Driver
 from pymysql.err import OperationalError
 
-from common.dialects.script import Collected, Promised
+from common.dialects.script import Collected
 from common.errors import NotApplicable
+
+LONGEST = 256 << 10  # characters of a compound statement: far below any max_allowed_packet in use
+_BROKEN = "a statement did not find the rows that it was to write"
 
 
 class Committing(Driver):
@@ -16,10 +19,8 @@ class Committing(Driver):
 
     def commit(self) -> None:
         """Commit, unless that is done."""
-        if self.committed:
-            self.committed = False
-            return
-        super().commit()
+        if not self.committed:
+            super().commit()
 
 
 class CompoundScript(Collected):
@@ -27,25 +28,33 @@ class CompoundScript(Collected):
 
     def commit(self) -> None:
         """See Script."""
+        texts = [self.direct.mogrify(one.operation, *one.parameters) for one in self.statements]
+        if sum(map(len, texts)) > LONGEST:
+            self._one_by_one(texts)
+            return
         driver: Any = self.connection.connection.driver_connection
-        parts = [_checked(self._cursor, one) for one in self.statements]
+        parts = [_checked(text, one.rows) for text, one in zip(texts, self.statements, strict=True)]
         try:
-            self._cursor.execute(f"BEGIN NOT ATOMIC\n{''.join(parts)}COMMIT;\nEND")
+            self.direct.execute(f"BEGIN NOT ATOMIC\n{''.join(parts)}COMMIT;\nEND")
         except OperationalError as exc:
             if exc.args[1:] == (_BROKEN,):
                 raise NotApplicable(_BROKEN) from exc
             raise
         driver.committed = True
+        try:
+            super().commit()
+        finally:
+            driver.committed = False
+
+    def _one_by_one(self, texts: list[str]) -> None:
+        for text, one in zip(texts, self.statements, strict=True):
+            self.direct.execute(text)
+            if one.rows not in (None, self.direct.rowcount):
+                raise NotApplicable(_BROKEN)
         super().commit()
 
 
-def _checked(cursor: Any, one: Promised) -> str:
-    statement = cursor.mogrify(one.operation, *one.parameters)
-    if one.rows is None:
-        return f"{statement};\n"
-    return (
-        f"{statement};\nIF ROW_COUNT() <> {one.rows} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{_BROKEN}'; END IF;\n"
-    )
-
-
-_BROKEN = "a statement did not find the rows that it was to write"
+def _checked(text: str, rows: int | None) -> str:
+    if rows is None:
+        return f"{text};\n"
+    return f"{text};\nIF ROW_COUNT() <> {rows} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{_BROKEN}'; END IF;\n"

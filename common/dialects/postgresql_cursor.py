@@ -51,7 +51,9 @@ class QuickCursors:
         calls: list[Callable[[], None]] = []
         if link.transaction_status == TransactionStatus.IDLE:
             calls.append(partial(link.send_query_params, _BEGIN, ()))
-        calls += [self._call(statement, values) for statement, values in statements]
+        sent = list(statements)
+        few = len(sent) <= _PREPARED // 2  # so that none of them has another's plan thrown away
+        calls += [self._call(statement, values, prepare=few) for statement, values in sent]
         wanted = len(calls) - 1
         if commit:
             calls.append(partial(link.send_query_params, b"COMMIT", ()))
@@ -69,7 +71,7 @@ class QuickCursors:
             self._checked(result)
         return results[wanted]
 
-    def _call(self, statement: str, values: Sequence[Value]) -> Callable[[], None]:
+    def _call(self, statement: str, values: Sequence[Value], *, prepare: bool) -> Callable[[], None]:
         """What sends a statement; it is prepared here if that pays."""
         link = self.driver.pgconn
         known = self._known.get(statement)
@@ -77,9 +79,12 @@ class QuickCursors:
         formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
         if known is None:
             text = _numbered(statement)
-            self._keep(statement, (text, None))
+            if prepare:
+                self._keep(statement, (text, None))
             return partial(link.send_query_params, text, parameters, param_formats=formats)
         text, name = known
+        if name is None and not prepare:
+            return partial(link.send_query_params, text, parameters, param_formats=formats)
         if name is None:
             self._made += 1
             name = b"stsync_%d" % self._made

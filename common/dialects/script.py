@@ -14,37 +14,34 @@ class Script:
     """A cursor for statements of which none needs what another one found.
 
     Here each is run at once. Where it pays, dialects collect them instead; then `rowcount` is what was promised, and a statement that
-    wrote another number of rows has `commit` fail, as all does that a database would have said earlier.
+    wrote another number of rows has `commit` fail, as all does that a database would have said earlier. `direct` is a cursor that
+    runs what it is given, for questions in between.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.mark = parameter(connection)
-        self._cursor = raw_cursor(connection)
+        self.direct = raw_cursor(connection)
 
     @property
     def rowcount(self) -> int:
         """How many rows the last statement wrote."""
-        return int(self._cursor.rowcount)
+        return int(self.direct.rowcount)
 
     def promise(self, rows: int | None) -> None:
         """The next statement has to write so many rows (None: any number)."""
 
     def execute(self, operation: str, *parameters: Any) -> None:
         """Run a statement."""
-        self._cursor.execute(operation, *parameters)
+        self.direct.execute(operation, *parameters)
 
     def executemany(self, operation: str, rows: Iterable[Any]) -> None:
         """Run a statement for each of these."""
-        self._cursor.executemany(operation, rows)
-
-    def fetchall(self) -> Any:
-        """The rows of the last statement."""
-        return self._cursor.fetchall()
+        self.direct.executemany(operation, rows)
 
     def commit(self) -> None:
         """End the transaction. Raises the driver's errors and NotApplicable, and then the caller rolls back."""
-        self._cursor.close()
+        self.direct.close()
         self.connection.commit()
 
 
@@ -81,7 +78,3 @@ class Collected(Script):
         """See Script."""
         for values in rows:
             self.execute(operation, values)
-
-    def fetchall(self) -> Any:
-        """Never asked: nothing was run."""
-        raise NotImplementedError

@@ -65,11 +65,11 @@ def show(
 
 
 def retry(ids: Ids = None, config: ConfigOption = None) -> None:
-    """Try them again; exit 1 if any remains."""
+    """Try them again, those that are never tried by themselves only by their ids; exit 1 if any remains."""
     database, settings = _open(config)
     for wanted in ids or []:
         _one(database, settings, wanted)
-    before = {entry.id for entry in _entries(database, settings, ids)}
+    before = {entry.id for entry in _entries(database, settings, ids) if ids or not entry.held}
     _retry(database, settings, sorted(before))
     remaining = _entries(database, settings)
     gone = before - {entry.id for entry in remaining}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import Connection
 
+from common.errors import NotApplicable
 from consumer import applier, quarantine, retries
 from consumer.replay import Replayer
 from tests.pipeline import Pipeline
@@ -141,3 +142,37 @@ def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeyp
     pipeline.secondary.execute("DELETE FROM unit WHERE id = 900", "UPDATE stsync_quarantine SET requested = 1")
     pipeline.move()
     assert pipeline.wrong() == []
+
+
+def test_what_was_discarded_is_not_counted_any_more(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INTERFACE, status: though nothing else happens on the node."""
+    pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
+    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    pipeline.move()
+    assert pipeline.applier.standing().quarantined == 1
+    pipeline.secondary.execute("DELETE FROM stsync_quarantine")
+    monkeypatch.setattr(retries, "time", Clock(time.monotonic() + 60))
+    pipeline.move()
+    assert pipeline.applier.standing().quarantined == 0
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_what_the_commit_refuses_is_not_tried_again_and_again(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAPS 29: though the operator asked for it; the newest reason is kept."""
+    pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
+    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    pipeline.move()
+    tried: list[object] = []
+
+    def refusing(*arguments: object) -> int:
+        tried.append(arguments)
+        raise NotApplicable("the commit was refused")
+
+    clock = Clock(time.monotonic() + 60)
+    monkeypatch.setattr(retries, "time", clock)
+    monkeypatch.setattr(quarantine, "retry", refusing)
+    pipeline.secondary.execute("UPDATE stsync_quarantine SET requested = 1")
+    for _ in range(5):
+        pipeline.move()
+    assert len(tried) <= 2, "once because it was asked for, once because it was due"
+    assert pipeline.secondary.rows("SELECT reason, requested FROM stsync_quarantine") == [("the commit was refused", 0)]

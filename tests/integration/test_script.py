@@ -1,16 +1,21 @@
 """What ends a hot transaction: it is all done and committed, or nothing is, whatever stands in the way (TRAPS 7)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection
+from sqlalchemy.pool import NullPool
 
 from common.database import Database
 from common.dialects.script import SMALL, Script
 from common.errors import Fault, NotApplicable, Unavailable
 from common.settings import DatabaseSettings
+from deploy.servers import PrivateMariaDB
 from tests.conftest import NewDatabase
+from tests.harness import NO_BROKER, make_cluster
 from tests.pipeline import Pipeline
 
 CASES = ["small", "large"]
@@ -153,3 +158,31 @@ def test_a_relay_whose_position_is_not_its_own_says_why(pipeline: Pipeline, why:
     pipeline.restart_relay()
     pipeline.move()
     assert pipeline.wrong() == []
+
+
+@pytest.mark.parametrize("packet", [16 << 20, 512 << 10])
+def test_values_that_take_much_more_room_in_a_statement_than_in_a_message(
+    tmp_path: Path, new_database: NewDatabase, mariadb: PrivateMariaDB, packet: int
+) -> None:
+    """TRAPS 24: a TIMESTAMP is an expression of a hundred characters, and a small batch of them no small statement."""
+    schema = ("CREATE TABLE ev (id BIGINT NOT NULL PRIMARY KEY, made TIMESTAMP NULL, seen TIMESTAMP NULL)",)
+    cluster = make_cluster(
+        tmp_path / "c", "mariadb", NO_BROKER, new_database, schema=schema, tables="ev\n", nodes=("st1", "st2")
+    )
+    admin = create_engine(mariadb.admin_url, poolclass=NullPool)
+    with admin.connect() as connection:
+        before = connection.exec_driver_sql("SELECT @@global.max_allowed_packet").scalar_one()
+        connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {packet}")
+    pipeline = Pipeline(cluster)
+    try:
+        values = "'2024-01-02 03:04:05', '1970-01-01 00:00:01'"
+        pipeline.primary.execute(f"INSERT INTO ev SELECT seq, {values} FROM seq_1_to_1800")
+        pipeline.move()
+        pipeline.primary.execute(*(f"INSERT INTO ev VALUES ({5000 + n}, {values})" for n in range(15)))
+        pipeline.move()
+        assert pipeline.wrong() == []
+    finally:
+        pipeline.close()
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {before}")
+        admin.dispose()
