@@ -185,3 +185,21 @@ def test_a_unique_key_with_the_name_of_the_foreign_key(make: Make) -> None:
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'one')", "INSERT INTO account VALUES (10, 'a', 1)")
     pipeline.move()
     assert pipeline.wrong() == []
+
+
+def test_what_failed_is_not_tried_again_in_its_unit_after_its_parent_went(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRAPS 2, 29: the parent was missing here, and the one that comes later in the unit is another."""
+    pipeline = make(UNIT, ACCOUNT.format(rule=RULES[0]), LOGIN)
+    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'one')")
+    pipeline.move()
+    pipeline.secondary.execute("DELETE FROM unit")
+    one_by_one(
+        pipeline,
+        ("INSERT INTO account VALUES (10, 'a', 1)", UNIT_1_GOES, "INSERT INTO unit VALUES (1, 'anew')"),
+        together=True,
+    )
+    free(pipeline, monkeypatch)
+    assert pipeline.secondary.rows("SELECT id FROM account") == []
+    assert told(pipeline)
