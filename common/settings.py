@@ -105,7 +105,7 @@ class RelaySettings(_Section):
     written meanwhile travels together) and up to which it grows under a flood of changes, and the size of a batch's body."""
 
     poll_min_ms: Positive = 1.0
-    poll_max_ms: Positive = 50.0
+    poll_max_ms: Positive = 100.0
     gather_ms: Annotated[float, Field(ge=0)] = 5.0
     gather_max_ms: Annotated[float, Field(ge=0)] = 40.0
     batch_bytes: Annotated[int, Field(ge=1024, le=8 << 20)] = 448 * 1024

@@ -11,7 +11,7 @@ _RELAX = 1.15  # each idle look waits this much longer than the one before
 class PollWaker:
     """Asks `pending` until it says yes; the pause grows from the shortest to the longest while nothing comes.
 
-    Where asking costs as much as looking does, `pending` is None and each pause ends the wait.
+    Where asking costs as much as looking does, `pending` is None and each pause ends the wait; there is none after something came.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class PollWaker:
             left = until - time.monotonic()
             if left <= 0 or self._stop.wait(min(self._pause, left)):
                 return False
-            self._pause = min(self._pause * _RELAX, self._longest)
+            self._pause = min(max(self._pause * _RELAX, self._shortest), self._longest)
             if self._pending is None:
                 break
         return True
 
     def found(self) -> None:
         """See Waker."""
-        self._pause = self._shortest
+        self._pause = 0.0 if self._pending is None else self._shortest
 
     def close(self) -> None:
         """See Waker."""

@@ -569,7 +569,12 @@ def test_direct_messages_reach_their_node_only_and_name_their_publisher(
     link = PublishLink(settings(vhost_url), plan, client_name="test")
     consumers = {node: Consumer(settings(vhost_url), plan, plan.node_queue(node)) for node in NODES}
     reports = Consumer(settings(vhost_url), plan, plan.reports_queue)
-    for one in (link, reports.link, *(consumer.link for consumer in consumers.values())):
+    run(link)
+    assert link.wait_ready(PATIENCE_S)
+    once(
+        vhost_url, lambda channel: channel.queue_bind(plan.node_queue("st1"), plan.events_exchange)
+    )  # it was a secondary once
+    for one in (reports.link, *(consumer.link for consumer in consumers.values())):
         run(one)
         assert one.wait_ready(PATIENCE_S)
     assert link.publish(plan.direct_exchange, "st2", b"for st2")
