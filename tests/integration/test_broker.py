@@ -571,9 +571,8 @@ def test_direct_messages_reach_their_node_only_and_name_their_publisher(
     reports = Consumer(settings(vhost_url), plan, plan.reports_queue)
     run(link)
     assert link.wait_ready(PATIENCE_S)
-    once(
-        vhost_url, lambda channel: channel.queue_bind(plan.node_queue("st1"), plan.events_exchange)
-    )  # it was a secondary once
+    queue, exchange = plan.node_queue("st1"), plan.events_exchange
+    once(vhost_url, lambda channel: channel.queue_bind(queue, exchange, ""))  # as when it was a secondary
     for one in (reports.link, *(consumer.link for consumer in consumers.values())):
         run(one)
         assert one.wait_ready(PATIENCE_S)
