@@ -5,8 +5,6 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from common import exits
 from common.catalog import listed_tables
@@ -154,18 +152,9 @@ def _print(found: list[Entry], empty: str = "nothing is quarantined on this node
     if not found:
         typer.echo(empty, nl=bool(empty))
         return
-    table = Table("id", "table", "change", "key", "sequence", "attempts", "since", "reason")
     for entry in found:
-        since = iso(entry.first_ms) or ""
-        kind = entry.step.kind.name.lower()
-        table.add_row(
-            str(entry.id),
-            entry.step.table,
-            kind,
-            f"[{entry.key}]",
-            str(entry.sequence),
-            str(entry.attempts),
-            since,
-            entry.reason,
+        attempts = f"{entry.attempts} attempt{'s' if entry.attempts != 1 else ''}"
+        what = f"{entry.step.kind.name.lower()} {entry.step.table} [{entry.key}]"
+        typer.echo(
+            f"{entry.id}  {what}  sequence {entry.sequence}, {attempts} since {iso(entry.first_ms)}\n    {entry.reason}"
         )
-    Console().print(table)

@@ -465,3 +465,14 @@ def test_a_reason_shows_no_values(cluster: Cluster) -> None:
     assert "secret" not in entry["reason"]
     assert "unique" in entry["reason"].lower() or "duplicate" in entry["reason"].lower()
     assert "secret" not in node.log
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_the_list_shows_each_with_its_whole_reason(cluster: Cluster) -> None:
+    """INTERFACE, quarantine list: also where the terminal is narrow, or is none."""
+    primary, node = cluster.primary, behind_one(cluster)
+    primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    (entry,) = wait_quarantined(node, 1)
+    first, second = node.command("quarantine", "list").stdout.splitlines()
+    assert first.startswith(f"{entry['id']}  insert unit {json.dumps(entry['key'])}  sequence {entry['sequence']}, ")
+    assert second == f"    {entry['reason']}"
