@@ -87,7 +87,7 @@ APPLIER = {
     "position moved, not committed": Point("common.nodestate:advance", after=True, linger_s=_OUT),
     "applier commits": Point(_COMMIT, counts=_in_thread("stsync-applier"), linger_s=_OUT),
     "applier has committed": Point(_COMMIT, after=True, counts=_in_thread("stsync-applier")),
-    "committed, not acknowledged": Point("common.broker:ConsumeLink.ack"),
+    "committed, not acknowledged": Point("common.broker:ConsumeLink.done"),
 }
 QUARANTINE = {
     "quarantined, not committed": Point("consumer.quarantine:add", after=True, counts=_with_failed),
