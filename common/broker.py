@@ -270,9 +270,7 @@ class ConsumeLink(Link):
             if delivery is None:
                 return
             self._acked = (delivery.generation, delivery.tag)
-        if (
-            delivery.generation == self._generation and self._channel is not None
-        ):  # else its channel is gone, and it comes again
+        if delivery.generation == self._generation and self._channel is not None:
             self._channel.basic_ack(delivery.tag, multiple=True)
 
     def _pause(self) -> None:

@@ -135,14 +135,7 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     for place, (step, _) in waiting.steps.items():
         if step is not known[place].step:
             _store(connection, known[place], step, replayer.key(step))
-    stays = [{"place": place, "why": _why(known[place], reason)} for place, reason in results.items() if reason is not None]
-    if stays:
-        connection.execute(
-            update(quarantine)
-            .where(quarantine.c.id == bindparam("place"))
-            .values(reason=bindparam("why"), attempts=quarantine.c.attempts + 1, last_ms=now_ms(), requested=0),
-            stays,
-        )
+    _stay(connection, [(known[place], reason) for place, reason in results.items() if reason is not None])
     discard(connection, [one for one in known if one not in waiting.steps])
     connection.execute(
         update(quarantine).where(quarantine.c.kind == Kind.TRUNCATE.value, quarantine.c.requested == 1).values(requested=0)
@@ -150,14 +143,17 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     return sum(reason is None for reason in results.values())
 
 
-def _why(entry: Entry, reason: str) -> str:
-    return reason + _HELD if entry.held else reason
-
-
 def refused(connection: Connection, id_: int, reason: str) -> None:
-    """Tried, and the database refused to commit it."""
-    values = {"reason": reason, "attempts": quarantine.c.attempts + 1, "last_ms": now_ms(), "requested": 0}
-    connection.execute(update(quarantine).where(quarantine.c.id == id_).values(**values))
+    """It was tried, and the database refused to commit it."""
+    _stay(connection, [(entry, reason) for entry in entries(connection, [id_])])
+
+
+def _stay(connection: Connection, tried: Iterable[tuple[Entry, str]]) -> None:
+    """These failed once more, for these reasons."""
+    rows = [{"place": entry.id, "why": reason + _HELD if entry.held else reason} for entry, reason in tried]
+    if rows:
+        newest = {"reason": bindparam("why"), "attempts": quarantine.c.attempts + 1, "last_ms": now_ms(), "requested": 0}
+        connection.execute(update(quarantine).where(quarantine.c.id == bindparam("place")).values(**newest), rows)
 
 
 def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> None:

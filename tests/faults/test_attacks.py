@@ -396,6 +396,7 @@ def test_a_senseless_catch_up_request_is_harmless(attack: Attack) -> None:
         body = encode_body(CatchUp(base + place, first, limit))
         attack.to_primary(sent_report(attack, body, kind=MessageKind.CATCH_UP))
     attack.goes_on()
+    assert "Traceback" not in attack.cluster.primary.log
 
 
 def handmade(attack: Attack, body: bytes, **changed: Any) -> bytes:
