@@ -54,7 +54,7 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
         for name, table in listed.items()
         if table.table.overtaken or known.get(name) != replace(marks[name], standing=shown.get(name, ""))
     }
-    statements = list(_missing_tables(connection))
+    statements = [*_missing_tables(connection), *dialect.storage(connection)]
     unwanted = [trigger for trigger in dialect.installed(connection) if trigger.name not in wanted]
     statements += [one for trigger in unwanted for one in trigger.drop]
     for trigger in wanted.values():

@@ -115,13 +115,14 @@ def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[list
             last = page[-1].id
         if len(page) < count:
             break
-        count = _fitting(_sizes(connection, cursor, last, min(2 * count, limit)))
+        count = _fitting(_sizes(connection, dialect, cursor, last, min(2 * count, limit)))
     cursor.close()
 
 
-def _sizes(connection: Connection, cursor: Any, after: int, limit: int) -> list[int]:
+def _sizes(connection: Connection, dialect: Dialect, cursor: Any, after: int, limit: int) -> list[int]:
     mark = parameter(connection)
-    cursor.execute(f"SELECT length(rows_json) FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}", (after, limit))
+    statement = f"SELECT {dialect.size_sql} FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}"
+    cursor.execute(statement, (after, limit))
     return [size for (size,) in cursor.fetchall()]
 
 
@@ -142,13 +143,13 @@ def peek(connection: Connection, dialect: Dialect, limit: int) -> list[Row] | No
 
 def take(connection: Connection, statement: str, limit: int) -> list[Row] | None:
     """Everything committed that stands in the outbox, in id order, removed in the caller's transaction as it is read (see
-    Dialect.take_sql); None, for the caller to roll back, where there may be more than a few, or than `limit` rows."""
+    Dialect.take_sql); None, for the caller to roll back, where there may be more than a few, or than `limit` rows, or any is long."""
     cursor = raw_cursor(connection)
     few = min(_TAKEN, limit)
     cursor.execute(statement, (few,))
     rows = sorted(map(Row._make, cursor.fetchall()))
     cursor.close()
-    return rows if len(rows) < few else None
+    return rows if len(rows) < few and all(row.rows_json is not None for row in rows) else None
 
 
 def remove(script: Script, dialect: Dialect, ids: Sequence[int]) -> None:

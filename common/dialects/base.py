@@ -108,6 +108,9 @@ class CaptureDialect(Protocol):
     def prepare(self, connection: Connection) -> list[str]:
         """Statements that `install` runs once before everything else."""
 
+    def storage(self, connection: Connection) -> list[str]:
+        """Statements that `install` runs once after it has made the bookkeeping tables, for what is written most."""
+
 
 class InstallDialect(Protocol):
     """How `install` and `uninstall` change tables that are in use."""
@@ -216,7 +219,8 @@ class EngineDialect(Protocol):
 
     def take_sql(self) -> str | None:
         """A statement that removes the outbox's first rows (their number is its parameter) and returns them, in any order, as one
-        consistent read of what is committed; None where that would wait for open transactions or keep others waiting."""
+        consistent read of what is committed, but NULL for `rows_json` where that is long; None where it would wait for open
+        transactions or keep others waiting."""
 
     def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         """The first rows of the outbox above an id, in id order, as (id, table_name, kind, columns_json, rows_json, row_count,
@@ -245,6 +249,7 @@ class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Prot
     name: str
     errors: tuple[type[BaseException], ...]
     remove_sql: str  # deletes the outbox rows whose ids are in the JSON array that is its parameter, and waits for no others
+    size_sql: str  # about how long an outbox row is, as cheaply as that is told
     replay_mark: str  # an SQL condition that holds while a transaction replays; for programs' own triggers
 
     def quote(self, name: str) -> str:

@@ -331,6 +331,7 @@ class Mariadb(ToldByTriggers):
     remove_sql = (  # each by its key: a list of them may be found by a scan, which waits for every transaction that wrote there
         "DELETE o FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) x STRAIGHT_JOIN stsync_outbox o ON o.id = x.id"
     )
+    size_sql = "length(rows_json)"
     replay_mark = "@stsync_replay IS NOT NULL"
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
 
@@ -425,6 +426,11 @@ class Mariadb(ToldByTriggers):
         return PollWaker(None, lambda: None, stop, (2 * poll_s[0], 2 * poll_s[1]))
 
     def prepare(self, connection: Connection) -> list[str]:
+        """See CaptureDialect."""
+        del connection
+        return []
+
+    def storage(self, connection: Connection) -> list[str]:
         """See CaptureDialect."""
         del connection
         return []

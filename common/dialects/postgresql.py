@@ -21,7 +21,6 @@ from common.dialects.base import (
     OUTBOX_COLUMNS,
     QUICK_CURSOR,
     UNCHECKED,
-    JsonWriter,
     Stoppable,
     TableWriter,
     ToldByTriggers,
@@ -33,6 +32,7 @@ from common.dialects.base import (
     read_plainly,
 )
 from common.dialects.postgresql_cursor import QuickCursors, QuickScript
+from common.dialects.postgresql_writer import PostgresqlWriter, quote
 from common.dialects.script import SMALL, Script
 from common.errors import NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
@@ -111,14 +111,17 @@ FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid =
 WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
+# What is long is not sent: where it stands there may be much of it.
 _TAKE_SQL = (
-    f"DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s) RETURNING {OUTBOX_COLUMNS}"
+    "DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s) RETURNING "
+    + OUTBOX_COLUMNS.replace("rows_json", f"CASE WHEN octet_length(rows_json) < {64 << 10} THEN rows_json END")
 )
-
-
-def quote(name: str) -> str:
-    """An identifier, quoted."""
-    return '"' + name.replace('"', '""') + '"'
+# Written and read once, and deleted at once; or sealed. To compress them costs the writer more than it spares the disk.
+_UNCOMPRESSED = (("stsync_outbox", "rows_json"), ("stsync_journal", "message"))
+_UNCOMPRESSED_SQL = """
+SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE a.attstorage = 'e' AND c.relnamespace = current_schema()::regnamespace AND c.relname LIKE 'stsync\\_%%'
+"""
 
 
 def _literal(value: str) -> str:
@@ -131,38 +134,6 @@ def _name(what: str, table: str) -> str:
     if len(full.encode()) <= 63:
         return full
     return f"{what}{table.encode()[:30].decode(errors='ignore')}_{hashlib.sha256(table.encode()).hexdigest()[:12]}"
-
-
-class PostgresqlWriter(JsonWriter):
-    """Frames through `jsonb_array_elements`: each value goes through its type's own input function."""
-
-    def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
-        """See JsonWriter. Types without their modifier, so that a value too long is an error, never cut."""
-        values = ", ".join(f"(r->>{place})::{column.type} AS {self.quote(name)}" for place, column, name in columns)
-        return f"SELECT {values} FROM jsonb_array_elements(%s::jsonb) r"
-
-    def overriding(self) -> str:
-        """Identity columns keep the primary's values."""
-        return " OVERRIDING SYSTEM VALUE"
-
-    def update_sql(self) -> str:
-        """See JsonWriter."""
-        return (
-            f"UPDATE {self.target} t SET {self.assignments(with_key=False)} FROM ({self.rows_in()}) x"
-            f" WHERE {self.key_match()}{self.fixed_match()}{self.local_filter()}"
-        )
-
-    def delete_sql(self) -> str:
-        """See JsonWriter."""
-        return f"DELETE FROM {self.target} t USING ({self.keys_in()}) x WHERE {self.key_match()}{self.local_filter()}"
-
-    def rekey_sql(self) -> str:
-        """See JsonWriter."""
-        rows = self.rows_in(offset=len(self.keys), old_key=True)
-        return (
-            f"UPDATE {self.target} t SET {self.assignments(with_key=True)} FROM ({rows}) x"
-            f" WHERE {self.key_match('stsync_old_')}{self.fixed_match()}{self.local_filter()}"
-        )
 
 
 class NotifyWaker:
@@ -209,6 +180,7 @@ class Postgresql(ToldByTriggers):
 
     name = "postgresql"
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT json_array_elements_text(%s)::bigint)"
+    size_sql = "octet_length(rows_json)"
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 
@@ -222,6 +194,7 @@ class Postgresql(ToldByTriggers):
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""
+        isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
         engine = create_engine(
             url,
             poolclass=NullPool,
@@ -236,7 +209,7 @@ class Postgresql(ToldByTriggers):
                 "keepalives_count": KEEPALIVE.count,
                 "tcp_user_timeout": KEEPALIVE.total_s * 1000,
             },
-            isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
+            isolation_level=isolation,
         )
 
         @event.listens_for(engine, "connect")
@@ -245,8 +218,7 @@ class Postgresql(ToldByTriggers):
             connection.autocommit = True
             connection.execute(_PINNED)
             connection.autocommit = before
-            if not read_only:
-                record.info[QUICK_CURSOR] = QuickCursors(connection)
+            record.info[QUICK_CURSOR] = QuickCursors(connection, isolation)
 
         return engine
 
@@ -287,6 +259,15 @@ class Postgresql(ToldByTriggers):
         """See CaptureDialect."""
         del connection
         return []
+
+    def storage(self, connection: Connection) -> list[str]:
+        """See CaptureDialect."""
+        done = set(map(tuple, connection.exec_driver_sql(_UNCOMPRESSED_SQL)))
+        return [
+            f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL"
+            for table, column in _UNCOMPRESSED
+            if (table, column) not in done
+        ]
 
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
@@ -404,7 +385,7 @@ END $stsync$"""
 
     def writer(self, table: ListedTable, columns: Sequence[str]) -> TableWriter:
         """See ReplayDialect."""
-        return PostgresqlWriter(table, columns, quote)
+        return PostgresqlWriter(table, columns)
 
     def truncate(self, table: ListedTable) -> str:
         """See ReplayDialect."""
@@ -482,14 +463,15 @@ def _outbox(table: ListedTable, kind: str, rows: str, count: str, columns: Seque
 
 def _gathered(table: ListedTable, kind: str, rows: str, columns: Sequence[Column] | None = None) -> str:
     """One outbox row for up to ROWS_AN_OUTBOX_ROW changes and about BYTES_AN_OUTBOX_ROW; `rows` is a SELECT of the row's JSON
-    text as j. A statement that changed one row, as most do, is spared the grouping."""
+    text as j, which OFFSET 0 has made once, not at each place where it is read. A statement that changed one row, as most do, is
+    spared the grouping."""
     changed = "stsync_old" if kind == Kind.DELETE else "stsync_new"
     one = f"{_outbox(table, kind, 'q.j', '1', columns)} FROM ({rows}) q;"
     number = f"(row_number() OVER w - 1) / {ROWS_AN_OUTBOX_ROW} AS g"
-    size = f"sum(length(q.j)) OVER w / {BYTES_AN_OUTBOX_ROW} AS b"
+    size = f"sum(octet_length(q.j)) OVER w / {BYTES_AN_OUTBOX_ROW} AS b"
     many = (
         _outbox(table, kind, "string_agg(z.j, E',\\n')", "count(*)", columns)
-        + f" FROM (SELECT q.j, {number}, {size} FROM ({rows}) q WINDOW w AS (ROWS UNBOUNDED PRECEDING)) z"
+        + f" FROM (SELECT q.j, {number}, {size} FROM ({rows} OFFSET 0) q WINDOW w AS (ROWS UNBOUNDED PRECEDING)) z"
         " GROUP BY z.g, z.b ORDER BY z.g, z.b;"
     )
     return f"IF EXISTS (SELECT FROM {changed} OFFSET 1) THEN {many} ELSE {one} END IF;"

@@ -7,7 +7,8 @@ directly, through psycopg.pq.
 import re
 import select
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,6 @@ from common.dialects.script import Collected, Promised
 from common.errors import NotApplicable
 
 _PREPARED = 100  # as many as psycopg keeps: each has its plan in the server's memory
-_BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 _MARK = re.compile(r"%([s%])")
 _GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 Value = str | bytes | int | float | None
@@ -29,8 +29,9 @@ Value = str | bytes | int | float | None
 class QuickCursors:
     """Makes cursors on one connection, which share its prepared statements: what is run a second time is prepared."""
 
-    def __init__(self, driver: "psycopg.Connection[Any]") -> None:
+    def __init__(self, driver: "psycopg.Connection[Any]", isolation: str) -> None:
         self.driver = driver
+        self._begin = f"BEGIN ISOLATION LEVEL {isolation}".encode()
         self._known: OrderedDict[str, tuple[bytes, bytes | None]] = OrderedDict()
         self._made = 0
         self._poll = select.poll()
@@ -50,7 +51,7 @@ class QuickCursors:
         link = self.driver.pgconn
         calls: list[Callable[[], None]] = []
         if link.transaction_status == TransactionStatus.IDLE:
-            calls.append(partial(link.send_query_params, _BEGIN, ()))
+            calls.append(partial(link.send_query_params, self._begin, ()))
         sent = list(statements)
         few = len(sent) <= _PREPARED // 2  # so that none of them has another's plan thrown away
         calls += [self._call(statement, values, prepare=few) for statement, values in sent]
@@ -140,6 +141,14 @@ class QuickCursor:
         """Run a statement for each of these rows."""
         for values in rows:
             self.execute(statement, values)
+
+    @contextmanager
+    def copy(self, statement: str) -> Iterator["psycopg.Copy"]:
+        """What takes the rows for COPY … FROM STDIN."""
+        with self._source.driver.cursor() as cursor:
+            with cursor.copy(statement.encode()) as copy:
+                yield copy
+            self.rowcount = cursor.rowcount
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """The rows of the last statement."""

@@ -180,6 +180,7 @@ class Sqlite:
 
     name = "sqlite"
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT value FROM json_each(?))"
+    size_sql = "length(rows_json)"
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
 
@@ -299,6 +300,11 @@ class Sqlite:
         """See CaptureDialect: WAL, so that readers and the writer do not block each other."""
         mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
         return [] if str(mode).lower() == "wal" else ["PRAGMA journal_mode = WAL"]
+
+    def storage(self, connection: Connection) -> list[str]:
+        """See CaptureDialect."""
+        del connection
+        return []
 
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
