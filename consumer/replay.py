@@ -75,11 +75,14 @@ class Replayer:
         self._references = References.WATCHED
 
     def at_once(self, connection: Connection, units: Sequence[Unit]) -> Script | None:
-        """Run the fast plan of these units, without a savepoint; None, and nothing done, where there is no such plan.
+        """Run the fast plan of these units, or the changes of a large one as they come, without a savepoint, which may double what it
+        costs; None, and nothing done, where there is no such plan.
 
         For a transaction in a marked session that its caller ends with the script, and rolls back, to go the careful way (`apply`),
         when this or that raises NotApplicable.
         """
+        if len(units) == 1 and units[0].size > FAST_BYTES:
+            return self._streamed(connection, units[0])
         steps = self._fast_steps(units)
         if steps is None or any(step.unchecked for step in steps):
             return None
@@ -89,6 +92,15 @@ class Replayer:
         script = self._dialect.script(connection, sum(len(step.rows) for step in steps))
         for step in steps:
             self._run_plainly(script, step)
+        self._dialect.leave_replay(connection)
+        return script
+
+    def _streamed(self, connection: Connection, unit: Unit) -> Script:
+        self._begin(connection, References.WATCHED)
+        self._dialect.enter_at_once(connection, unordered=True)
+        script = self._dialect.script(connection, unit.size)
+        for step in plan.ordered(unit.frames(), self._listed):
+            self._run(script.direct, connection, step, gently=False)
         self._dialect.leave_replay(connection)
         return script
 

@@ -6,7 +6,7 @@ transaction commits. Values are what the driver takes for these columns; the dat
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import orjson
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from common.bookkeeping import rejected
 from common.changes import Kind
 from common.dialects import dialect_for
-from common.dialects.base import Dialect, columns_json, parameter, raw_cursor
+from common.dialects.base import Dialect, columns_json, raw_cursor
 from common.dialects.script import Script
 from common.errors import NotApplicable
 from common.nodestate import now_ms
@@ -107,28 +107,14 @@ def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[list
     The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
     """
     cursor = raw_cursor(connection)
-    last, count = _BEFORE_ALL, min(_FEW, limit)
-    while count:
-        page = list(map(Row._make, dialect.read_outbox(cursor, last, count)))
-        if page:
-            yield page
-            last = page[-1].id
-        if len(page) < count:
+    last, count, max_bytes = _BEFORE_ALL, min(_FEW, limit), None
+    while True:
+        page = list(map(Row._make, dialect.read_outbox(cursor, last, count, max_bytes)))
+        if not page:
             break
-        count = _fitting(_sizes(connection, dialect, cursor, last, min(2 * count, limit)))
+        yield page
+        last, count, max_bytes = page[-1].id, min(2 * count, limit), _PAGE_BYTES
     cursor.close()
-
-
-def _sizes(connection: Connection, dialect: Dialect, cursor: Any, after: int, limit: int) -> list[int]:
-    mark = parameter(connection)
-    statement = f"SELECT {dialect.size_sql} FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}"
-    cursor.execute(statement, (after, limit))
-    return [size for (size,) in cursor.fetchall()]
-
-
-def _fitting(sizes: Sequence[int]) -> int:
-    """How many of them make a page: at least one, if there is any."""
-    return max(sum(total <= _PAGE_BYTES for total in accumulate(sizes)), min(1, len(sizes)))
 
 
 def peek(connection: Connection, dialect: Dialect, limit: int) -> list[Row] | None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -222,9 +223,9 @@ class EngineDialect(Protocol):
         consistent read of what is committed, but NULL for `rows_json` where that is long; None where it would wait for open
         transactions or keep others waiting."""
 
-    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
         """The first rows of the outbox above an id, in id order, as (id, table_name, kind, columns_json, rows_json, row_count,
-        canonical)."""
+        canonical): at most `limit`, and as many as have `max_bytes` together, but at least one if there is any."""
 
     def waker(self, engine: Engine, stop: "Stoppable", poll_s: tuple[float, float]) -> Waker:
         """What waits for outbox rows: woken by the database where it can, by cheap adaptive polling elsewhere."""
@@ -249,7 +250,6 @@ class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Prot
     name: str
     errors: tuple[type[BaseException], ...]
     remove_sql: str  # deletes the outbox rows whose ids are in the JSON array that is its parameter, and waits for no others
-    size_sql: str  # about how long an outbox row is, as cheaply as that is told
     replay_mark: str  # an SQL condition that holds while a transaction replays; for programs' own triggers
 
     def quote(self, name: str) -> str:
@@ -430,10 +430,19 @@ QUICK_CURSOR = "stsync.quick_cursor"  # in a connection's info: what makes curso
 OUTBOX_COLUMNS = "id, table_name, kind, columns_json, rows_json, row_count, canonical"
 
 
-def read_plainly(cursor: Any, mark: str, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
-    """`read_outbox` where the driver is quick."""
-    statement = f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > {mark} ORDER BY id LIMIT {mark}"
-    cursor.execute(statement, (after, limit))
+def fitting(cursor: Any, size: str, after: int, limit: int, max_bytes: int | None) -> int:
+    """How many rows of the outbox above an id have so many bytes together, `size` being the SQL for one's, at least one and at most
+    `limit`; for databases that hand over the whole result of a statement."""
+    if max_bytes is None:
+        return limit
+    cursor.execute(f"SELECT {size} FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s", (after, limit))
+    sizes: list[int] = [size for (size,) in cursor.fetchall()]
+    return max(1, sum(total <= max_bytes for total in accumulate(sizes)))
+
+
+def read_plainly(cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    """Every column by itself, where the driver is quick."""
+    cursor.execute(f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s", (after, limit))
     found: list[tuple[Any, ...]] = cursor.fetchall()
     return found
 

@@ -31,6 +31,7 @@ from common.dialects.base import (
     Waker,
     by_name,
     columns_json,
+    fitting,
     json_text,
     read_plainly,
 )
@@ -331,7 +332,6 @@ class Mariadb(ToldByTriggers):
     remove_sql = (  # each by its key: a list of them may be found by a scan, which waits for every transaction that wrote there
         "DELETE o FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) x STRAIGHT_JOIN stsync_outbox o ON o.id = x.id"
     )
-    size_sql = "length(rows_json)"
     replay_mark = "@stsync_replay IS NOT NULL"
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
 
@@ -398,15 +398,16 @@ class Mariadb(ToldByTriggers):
         """See EngineDialect: a DELETE would wait for every open transaction that wrote into the outbox."""
         return None
 
-    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
         """See EngineDialect. PyMySQL takes its time for each column, and here a change is a row: but two columns, and what repeats
         from row to row is taken apart once."""
-        cursor.execute(_READ_SQL, (after, limit))
+        count = fitting(cursor, "length(rows_json)", after, limit, max_bytes)
+        cursor.execute(_READ_SQL, (after, count))
         rows = cursor.fetchall()
         try:
             return self._apart(rows)
         except ValueError:  # together too long for max_allowed_packet, and so NULL
-            return read_plainly(cursor, "%s", after, limit)
+            return read_plainly(cursor, after, count)
 
     def _apart(self, rows: Iterable[tuple[str, str]]) -> list[tuple[Any, ...]]:
         heads: dict[str, tuple[Any, ...]] = {}

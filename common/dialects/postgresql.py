@@ -28,6 +28,7 @@ from common.dialects.base import (
     Waker,
     by_name,
     columns_json,
+    fitting,
     json_text,
     read_plainly,
 )
@@ -180,7 +181,6 @@ class Postgresql(ToldByTriggers):
 
     name = "postgresql"
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT json_array_elements_text(%s)::bigint)"
-    size_sql = "octet_length(rows_json)"
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 
@@ -246,9 +246,9 @@ class Postgresql(ToldByTriggers):
         """See EngineDialect: a DELETE neither sees nor waits for what is not committed."""
         return _TAKE_SQL
 
-    def read_outbox(self, cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
         """See EngineDialect."""
-        return read_plainly(cursor, "%s", after, limit)
+        return read_plainly(cursor, after, fitting(cursor, "octet_length(rows_json)", after, limit, max_bytes))
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
