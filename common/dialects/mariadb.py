@@ -422,9 +422,9 @@ class Mariadb(ToldByTriggers):
         return found
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
-        """See EngineDialect. To ask is a round trip here, as to look is; either is done half as often."""
+        """See EngineDialect. To ask is a round trip here, as to look is; either is done less often."""
         del engine
-        return PollWaker(None, lambda: None, stop, (2 * poll_s[0], 2 * poll_s[1]))
+        return PollWaker(None, lambda: None, stop, (4 * poll_s[0], 2 * poll_s[1]))
 
     def prepare(self, connection: Connection) -> list[str]:
         """See CaptureDialect."""
