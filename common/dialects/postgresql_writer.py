@@ -9,13 +9,14 @@ from common.dialects.base import Cursor, JsonWriter
 from common.dialects.script import Script
 from common.schema import Column, ListedTable
 
-_MANY: Final = 32 << 10  # bytes of rows: below, a statement that is prepared is quicker
+MANY: Final = 32 << 10  # bytes of rows: below, a statement that is prepared is quicker
 _ESCAPE: Final = re.compile(r"\\(.)")
 _PLAIN: Final = {'"': '""', "\\": "\\", "/": "/", "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 # What may stand between two strings of rows: in JSON it means what it means in CSV, once the brackets are gone.
 _BEGIN: Final = re.compile(r"\[(?:null,)*")
 _BETWEEN: Final = re.compile(r"(?:,null)*(?:,|\],\n\[)(?:null,)*")
 _END: Final = re.compile(r"(?:,null)*\]")
+_ALL: Final = re.compile(r"[\n\r]\\\.")
 _SUBQUERY: Final = re.compile(r"\bselect\b", re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ class PostgresqlWriter(JsonWriter):
 
     def insert(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter."""
-        text = as_csv(rows) if self._copy and len(rows) >= _MANY else None
+        text = as_csv(rows) if self._copy and len(rows) >= MANY else None
         if text is None or self._copy is None:
             return super().insert(cursor, rows)
         direct: Any = cursor.direct if isinstance(cursor, Script) else cursor
@@ -100,4 +101,4 @@ def as_csv(rows: str) -> str | None:
         lines = _ESCAPE.sub(lambda found: _PLAIN[found[1]], lines)
     except KeyError:
         return None
-    return None if "\n\\." in lines else lines
+    return None if _ALL.search(lines) else lines

@@ -1,5 +1,8 @@
 """A drain's memory is bounded: the outbox is read in pages of so many bytes, whatever one transaction wrote (DESIGN §10)."""
 
+import pytest
+from sqlalchemy import text
+
 from publisher import outbox
 from tests.pipeline import Pipeline
 
@@ -20,5 +23,24 @@ def test_a_page_holds_no_more_than_so_many_bytes_and_the_pages_hold_all(pipeline
     assert all(size <= 4 << 20 for size in sizes)
     assert len(pages) >= sum(sizes) >> 22
     assert sum(row.row_count for page in pages for row in page) == ROWS + 1
+    pipeline.move()
+    assert pipeline.wrong() == []
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_what_is_long_is_not_taken_with_what_is_short(pipeline: Pipeline) -> None:
+    """A hundred rows are taken at once, whatever stands there: where one of them is long they are left for the pages."""
+    database = pipeline.primary.database
+    taken = database.dialect.take_sql()
+    assert taken is not None
+    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    with database.connect() as connection:
+        assert len(outbox.take(connection, taken, 2_000) or ()) == 1
+        connection.rollback()
+        connection.execute(text("UPDATE unit SET name = :long"), {"long": "x" * 70})
+        connection.execute(text("INSERT INTO account VALUES (1, 'a', 1, :long, NULL)"), {"long": "x" * 70_000})
+        connection.commit()
+        assert outbox.take(connection, taken, 2_000) is None
+        connection.rollback()
     pipeline.move()
     assert pipeline.wrong() == []

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from common.errors import NotApplicable
-from consumer import applier, quarantine, retries
+from consumer import applier, quarantine, replay, retries
 from consumer.replay import Replayer
 from tests.pipeline import Pipeline
 
@@ -22,11 +22,14 @@ def accounts(first: int, last: int) -> str:
     return f"INSERT INTO account VALUES {rows}"
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("refused", [[7], [0, 1, 1500, MANY - 1]], ids=["one", "four"])
 def test_few_refused_rows_among_many_take_few_statements(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, refused: list[int]
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, refused: list[int], large: bool
 ) -> None:
     """TRAPS 27, 29: those alone are quarantined, and the rest is not put through one by one."""
+    if large:
+        monkeypatch.setattr(replay, "FAST_BYTES", 0)
     pipeline.secondary.execute(
         *(f"INSERT INTO account VALUES ({10_000 + number}, 'a{number}', NULL, NULL, NULL)" for number in refused)
     )
@@ -51,6 +54,16 @@ def test_few_refused_rows_among_many_take_few_statements(
     for _ in range(2 * len(refused)):  # on a slow machine they are tried one by one
         pipeline.move()
         later.now += 60
+    assert pipeline.wrong() == []
+
+
+def test_a_large_change_set_goes_without_savepoints(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a savepoint keeps of a large transaction, to undo it, may double its cost."""
+    pipeline.primary.execute(accounts(0, MANY), "UPDATE account SET note = 'n'", "DELETE FROM account WHERE id > 5")
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "FAST_BYTES", 0)
+        patch.setattr(Connection, "begin_nested", lambda *_: pytest.fail("a savepoint"))
+        pipeline.move()
     assert pipeline.wrong() == []
 
 

@@ -8,6 +8,8 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from common.dialects import postgresql_writer
+from consumer import replay
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, Node, make_cluster
 from tests.pipeline import Pipeline
@@ -165,15 +167,19 @@ def do(pipeline: Pipeline, statements: list[str]) -> None:
             connection.exec_driver_sql(statement)
 
 
-@pytest.mark.parametrize("at_once", [True, False], ids=["one transaction", "each"])
-def test_every_statement_arrives(pipeline: Pipeline, database_kind: str, at_once: bool) -> None:
+@pytest.mark.parametrize("way", ["one transaction", "each", "as large ones"])
+def test_every_statement_arrives(pipeline: Pipeline, database_kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAPS 2, 28. A large change set is replayed as it came, and its rows are copied in."""
+    if way == "as large ones":
+        monkeypatch.setattr(replay, "FAST_BYTES", 0)
+        monkeypatch.setattr(postgresql_writer, "MANY", 0)
     wrong: dict[str, object] = {}
     for name, statements in (EVERYWHERE | OWN[database_kind]).items():
         begin_anew(pipeline)
         before = everything(pipeline.primary)
-        for some in [statements] if at_once else [[statement] for statement in statements]:
+        for some in [[statement] for statement in statements] if way == "each" else [statements]:
             do(pipeline, some)
-            if not at_once:
+            if way == "each":
                 pipeline.move()
         pipeline.move()
         if everything(pipeline.primary) == before and name != "there and back":
