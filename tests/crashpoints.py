@@ -56,6 +56,11 @@ def _answer(*_arguments: Any, token: object = None, persistent: bool = True, **_
     return token is None and persistent and threading.current_thread().name == "stsync-control"
 
 
+def _compound(thread: str) -> Judge:
+    here = _in_thread(thread)
+    return lambda _link, _command, sql="", **_named: "BEGIN NOT ATOMIC" in str(sql) and here()
+
+
 def _with_failed(_connection: object, _replayer: object, failed: list[object], **_named: Any) -> bool:
     return bool(failed)
 
@@ -89,6 +94,14 @@ APPLIER = {
     "applier has committed": Point(_COMMIT, after=True, counts=_in_thread("stsync-applier")),
     "committed, not acknowledged": Point("common.broker:ConsumeLink.done"),
 }
+_PIPELINE = "common.dialects.postgresql_cursor:QuickCursors._answers"
+_STATEMENT = "pymysql.connections:Connection._execute_command"
+AT_ONCE = {  # what ends a transaction was sent together, with its COMMIT; no answer was read
+    "relay sent a pipeline": Point(_PIPELINE, counts=_in_thread("stsync-relay")),
+    "applier sent a pipeline": Point(_PIPELINE, counts=_in_thread("stsync-applier")),
+    "relay sent a compound": Point(_STATEMENT, after=True, counts=_compound("stsync-relay")),
+    "applier sent a compound": Point(_STATEMENT, after=True, counts=_compound("stsync-applier")),
+}
 QUARANTINE = {
     "quarantined, not committed": Point("consumer.quarantine:add", after=True, counts=_with_failed),
     "retried, not committed": Point("consumer.quarantine:retry", after=True, counts=_found),
@@ -96,7 +109,7 @@ QUARANTINE = {
 GIVE_UP = {
     "needs a full sync, not committed": Point("common.nodestate:save", after=True, counts=_says("state", "needs_full_sync")),
 }
-POINTS = RELAY | SENDER | ANSWER | PRUNE | APPLIER | QUARANTINE | GIVE_UP
+POINTS = RELAY | SENDER | ANSWER | PRUNE | APPLIER | AT_ONCE | QUARANTINE | GIVE_UP
 
 
 def arm(armed: str) -> None:

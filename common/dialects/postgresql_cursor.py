@@ -63,8 +63,7 @@ class QuickCursors:
             for call in calls:
                 call()
             link.pipeline_sync()
-            results = [self._next() for _ in calls]
-            self._next()  # the end of the pipeline
+            results = self._answers(len(calls))
         finally:
             if link.status == ConnStatus.OK:
                 link.exit_pipeline_mode()
@@ -93,6 +92,12 @@ class QuickCursors:
             self._known[statement] = (text, name)
         self._known.move_to_end(statement)
         return partial(link.send_query_prepared, name, parameters, param_formats=formats)
+
+    def _answers(self, statements: int) -> list[Any]:
+        """What comes of everything that was sent."""
+        results = [self._next() for _ in range(statements)]
+        self._next()  # the end of the pipeline
+        return results
 
     def _next(self) -> Any:
         """The result of the next statement, or of the pipeline's end."""

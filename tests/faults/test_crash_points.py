@@ -56,8 +56,8 @@ def test_every_point_names_a_function_of_the_product(name: str) -> None:
     assert callable(getattr(owner, attribute))
 
 
-def dies_amid_writes(crashing: Crashing, point: str, name: str) -> None:
-    victim = crashing.arm(point, name, TIMES)
+def dies_amid_writes(crashing: Crashing, point: str, name: str, times: int = TIMES) -> None:
+    victim = crashing.arm(point, name, times)
     with writing(crashing.cluster.primary, int(name[2:]), enough=10, pace_s=0.1):
         crashing.wait_dead(victim, point)
         victim.start()
@@ -74,6 +74,16 @@ def test_a_primary_that_dies_loses_and_repeats_nothing(crashing: Crashing, point
 def test_a_secondary_that_dies_applies_each_change_once(crashing: Crashing, point: str) -> None:
     """TRAPS 7, 10: the position moves with the data."""
     dies_amid_writes(crashing, point, "st2")
+
+
+@pytest.mark.parametrize("times", [TIMES, TIMES + 1])  # of pipelines, every other may only ask
+@pytest.mark.parametrize(
+    ("point", "database_kind"),
+    [(name, "mariadb" if "compound" in name else "postgresql") for name in crashpoints.AT_ONCE],
+)
+def test_a_service_that_dies_before_it_knows_whether_its_commit_went(crashing: Crashing, point: str, times: int) -> None:
+    """TRAPS 7, 8: the database has all of the transaction or nothing of it, and says which to whoever comes next."""
+    dies_amid_writes(crashing, point, "st1" if point.startswith("relay") else "st2", times)
 
 
 @pytest.mark.parametrize(("point", "database_kind"), [("before apply", "sqlite")])
