@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -38,6 +39,8 @@ from common.errors import Fault, Misconfigured, NotApplicable, StsyncError, Unav
 from common.schema import Cascade, Column, Equality, ListedTable, OtherTrigger, Table, Unique
 
 _BUSY_TIMEOUT_S = 30.0
+_RETRY_S, _RETRY_SLOWER, _LONGEST_RETRY_S = 0.0003, 1.1, 0.01
+_PATIENT_SQL = f"PRAGMA busy_timeout = {round(_BUSY_TIMEOUT_S * 1000)}"
 _OTHERS_SQL = r"""
 SELECT lower(o.tbl_name), o.name, o.sql,
        o.rowid > (SELECT min(m.rowid) FROM sqlite_master m
@@ -119,6 +122,28 @@ def values(rows: str) -> list[list[Any]]:
         return [[_plain(v) for v in row] for row in parsed] if "{" in rows else parsed
     except ValueError as exc:
         raise NotApplicable("a row that is no list of values of SQLite") from exc
+
+
+def _take_lock(link: Any) -> None:
+    """Begin with the write lock. A program that writes one short transaction after the other leaves it free for moments only: SQLite's
+    own busy handler, which soon sleeps for a tenth of a second, misses most of them. Raises the driver's error after the time-out.
+    """
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    pause_s = _RETRY_S
+    link.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                link.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            else:
+                return
+            time.sleep(pause_s)
+            pause_s = min(pause_s * _RETRY_SLOWER, _LONGEST_RETRY_S)
+    finally:
+        link.execute(_PATIENT_SQL)
 
 
 class SqliteWriter:
@@ -228,7 +253,10 @@ class Sqlite:
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+            if read_only:
+                connection.exec_driver_sql("BEGIN")
+            else:
+                _take_lock(connection.connection.driver_connection)
 
         @event.listens_for(engine, "commit")
         def commit(connection: Connection) -> None:

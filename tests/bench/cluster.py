@@ -12,6 +12,7 @@ from tests.bench.figures import cpu_s, forget_peak, peak_mb
 from tests.harness import Cluster, Node, make_cluster, wait_for
 
 IDLE_S = 10.0
+REST_S = 5.0  # until what polls has come to rest
 _LISTED = "t\ncounter\n"
 _TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
 
@@ -87,6 +88,7 @@ class StsyncSubject:
     def idle(self) -> work.Results:
         """Share of a core that each process uses while nothing changes, percent."""
         pids = self._pids()
+        time.sleep(REST_S)
         before, at = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
         time.sleep(IDLE_S)
         elapsed = time.monotonic() - at
