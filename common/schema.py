@@ -80,6 +80,7 @@ class Table:
     `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
     `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
     `overtaken`: another trigger runs before ours because it was made after them; they have to be made anew.
+    `copyable`: rows that are copied in (COPY) become what they would become if they were inserted.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Table:
     obstacle: str | None = None
     followed: bool = False
     overtaken: bool = False
+    copyable: bool = False
 
     def column(self, name: str) -> Column | None:
         """The column of exactly that name."""

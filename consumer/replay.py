@@ -75,8 +75,8 @@ class Replayer:
         self._references = References.WATCHED
 
     def at_once(self, connection: Connection, units: Sequence[Unit]) -> Script | None:
-        """Run the fast plan of these units, or the changes of a large one as they come, without a savepoint, which may double what it
-        costs; None, and nothing done, where there is no such plan.
+        """Run the fast plan of these units, or the changes of a large one as they come, without a savepoint, with which a
+        large transaction may cost twice as much; None, and nothing done, where there is no such plan.
 
         For a transaction in a marked session that its caller ends with the script, and rolls back, to go the careful way (`apply`),
         when this or that raises NotApplicable.

@@ -15,7 +15,7 @@ from common.capture_check import Marks
 from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
-from common.dialects.base import run
+from common.dialects.base import Dialect, run
 from common.nodestate import Role, State, mark_installed, read_installed
 from common.schema import ListedTable
 from common.settings import Settings
@@ -54,7 +54,7 @@ def plan(database: Database, connection: Connection, settings: Settings) -> Plan
         for name, table in listed.items()
         if table.table.overtaken or known.get(name) != replace(marks[name], standing=shown.get(name, ""))
     }
-    statements = [*_missing_tables(connection), *dialect.storage(connection)]
+    statements = list(_missing_tables(dialect, connection))
     unwanted = [trigger for trigger in dialect.installed(connection) if trigger.name not in wanted]
     statements += [one for trigger in unwanted for one in trigger.drop]
     for trigger in wanted.values():
@@ -141,13 +141,14 @@ def _objections(database: Database, connection: Connection) -> Iterator[None]:
         raise found from exc
 
 
-def _missing_tables(connection: Connection) -> Iterable[str]:
+def _missing_tables(dialect: Dialect, connection: Connection) -> Iterable[str]:
     existing = set(inspect(connection).get_table_names())
     for table in tables_of(connection.dialect.name):
         if table.name not in existing:
             yield str(CreateTable(table).compile(connection)).strip()
             for index in table.indexes:
                 yield str(CreateIndex(index).compile(connection)).strip()
+            yield from dialect.storage(table.name)
 
 
 def _outside_transaction(connection: Connection, statements: Iterable[str]) -> None:

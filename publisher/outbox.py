@@ -170,16 +170,21 @@ def runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield members[0], members[-1]
 
 
+def printable(text: str) -> str:
+    """With escapes for what is no character: bytes that were no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def reject(connection: Connection, rows: Sequence[tuple[Row, str]]) -> None:
     """Keep rows that are no change anybody could apply, with the reason, in the caller's transaction."""
     at = now_ms()
     for row, reason in rows:
         connection.execute(
             sql_insert(rejected).values(
-                table_name=row.table_name,
-                kind=row.kind,
-                columns_json=row.columns_json,
-                rows_json=row.rows_json.encode(errors="backslashreplace").decode(),
+                table_name=printable(row.table_name),
+                kind=printable(row.kind),
+                columns_json=printable(row.columns_json),
+                rows_json=printable(row.rows_json),
                 reason=reason,
                 at_ms=at,
             )

@@ -145,7 +145,7 @@ class Relay:
             )
             return composer.add(Head(table, kind, columns, self._key(table), loose=True), count, rows)
         except (NotApplicable, ValueError, msgspec.MsgspecError) as exc:  # the latter two of what no trigger writes
-            unfit.append((row, _printable(str(exc))))
+            unfit.append((row, outbox.printable(str(exc))))
             return []
 
     def _key(self, table_name: str) -> int:
@@ -211,11 +211,7 @@ def _counts(row: outbox.Row) -> bool:
 
 
 def _check(row: outbox.Row) -> None:
-    if not _encodes(row.rows_json):
+    if not _encodes(row.rows_json) or not _encodes(row.table_name + row.columns_json):
         raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table")
     if not _counts(row):
         raise NotApplicable(f"it does not hold the {row.row_count} rows that it announces; programs leave `canonical` at 0")
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()

@@ -109,8 +109,8 @@ class CaptureDialect(Protocol):
     def prepare(self, connection: Connection) -> list[str]:
         """Statements that `install` runs once before everything else."""
 
-    def storage(self, connection: Connection) -> list[str]:
-        """Statements that `install` runs once after it has made the bookkeeping tables, for what is written most."""
+    def storage(self, table: str) -> list[str]:
+        """Statements that `install` runs after it has made a bookkeeping table: how the database is to keep what is written most."""
 
 
 class InstallDialect(Protocol):

@@ -431,9 +431,9 @@ class Mariadb(ToldByTriggers):
         del connection
         return []
 
-    def storage(self, connection: Connection) -> list[str]:
+    def storage(self, table: str) -> list[str]:
         """See CaptureDialect."""
-        del connection
+        del table
         return []
 
     def tables(self, connection: Connection) -> dict[str, Table]:

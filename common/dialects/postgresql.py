@@ -35,7 +35,7 @@ from common.dialects.base import (
 from common.dialects.postgresql_cursor import QuickCursors, QuickScript
 from common.dialects.postgresql_writer import PostgresqlWriter, quote
 from common.dialects.script import SMALL, Script
-from common.errors import NotApplicable, StsyncError, Unavailable
+from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
 CHANNEL = "stsync"
@@ -67,6 +67,10 @@ _NO_RIGHT = (
     "the primary's writer had foreign keys switched off (session_replication_role = replica), and this node's user may not do"
     " that: GRANT SET ON PARAMETER session_replication_role TO it, on every node"
 )
+_NOT_UTF8 = (
+    "database.url: the database {name} is encoded in {encoding}, which cannot hold all texts of another node; make it anew: CREATE"
+    " DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+)
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -82,7 +86,14 @@ SELECT c.oid, c.relname,
             WHEN EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
             THEN 'has a deferrable primary key, so that two rows may have one key for a while'
             WHEN c.relpersistence = 'u' THEN 'is UNLOGGED: a crash of the server empties it, and no other node knows; ALTER TABLE '
-             || quote_ident(c.relname) || ' SET LOGGED, or take it from the list' END
+             || quote_ident(c.relname) || ' SET LOGGED, or take it from the list' END,
+       NOT c.relhasrules AND NOT c.relrowsecurity
+        -- with such a trigger the server's log quotes the row at which a COPY failed
+        AND NOT EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 3 = 3)
+        AND NOT EXISTS (SELECT 1 FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+          AND (y.typnotnull OR EXISTS (SELECT 1 FROM pg_cast k WHERE k.castsource = 'text'::regtype AND k.castmethod = 'f'
+            AND k.casttarget IN (y.oid, y.typbasetype) AND k.oid >= 16384)))
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
@@ -112,17 +123,13 @@ FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid =
 WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
-# What is long is not sent: where it stands there may be much of it.
+_LONG = (
+    64 << 10
+)  # bytes of a row of the outbox: where one such stands, more may, and all of them may be too much to take at once
 _TAKE_SQL = (
     "DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s) RETURNING "
-    + OUTBOX_COLUMNS.replace("rows_json", f"CASE WHEN octet_length(rows_json) < {64 << 10} THEN rows_json END")
+    + OUTBOX_COLUMNS.replace("rows_json", f"CASE WHEN octet_length(rows_json) < {_LONG} THEN rows_json END")
 )
-# Written and read once, and deleted at once; or sealed. To compress them costs the writer more than it spares the disk.
-_UNCOMPRESSED = (("stsync_outbox", "rows_json"), ("stsync_journal", "message"))
-_UNCOMPRESSED_SQL = """
-SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-WHERE a.attstorage = 'e' AND c.relnamespace = current_schema()::regnamespace AND c.relname LIKE 'stsync\\_%%'
-"""
 
 
 def _literal(value: str) -> str:
@@ -204,6 +211,7 @@ class Postgresql(ToldByTriggers):
                 "prepare_threshold": None,  # else psycopg, after a rollback, deallocates all there are, QuickCursors' too
                 "connect_timeout": max(1, round(connect_timeout_s)),
                 "application_name": "stsync",
+                "client_encoding": "UTF8",  # else it is the database's, and QuickCursors' is this
                 "keepalives_idle": KEEPALIVE.idle_s,
                 "keepalives_interval": KEEPALIVE.interval_s,
                 "keepalives_count": KEEPALIVE.count,
@@ -211,6 +219,15 @@ class Postgresql(ToldByTriggers):
             },
             isolation_level=isolation,
         )
+
+        @event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
+            connection = psycopg.connect(*arguments, **named)
+            encoding = connection.info.parameter_status("server_encoding")
+            if encoding != "UTF8":
+                connection.close()
+                raise Misconfigured(_NOT_UTF8.format(name=url.database, encoding=encoding))
+            return connection
 
         @event.listens_for(engine, "connect")
         def pin(connection: Any, record: Any) -> None:
@@ -260,14 +277,10 @@ class Postgresql(ToldByTriggers):
         del connection
         return []
 
-    def storage(self, connection: Connection) -> list[str]:
-        """See CaptureDialect."""
-        done = set(map(tuple, connection.exec_driver_sql(_UNCOMPRESSED_SQL)))
-        return [
-            f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL"
-            for table, column in _UNCOMPRESSED
-            if (table, column) not in done
-        ]
+    def storage(self, table: str) -> list[str]:
+        """See CaptureDialect. What is read once and deleted at once, and what is sealed, is not worth its compression."""
+        column = {"stsync_outbox": "rows_json", "stsync_journal": "message"}.get(table)
+        return [] if column is None else [f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL"]
 
     def tables(self, connection: Connection) -> dict[str, Table]:
         """See CaptureDialect."""
@@ -295,8 +308,9 @@ class Postgresql(ToldByTriggers):
                 triggers=tuple(others.get(oid, ())),
                 obstacle=obstacle or hindered.get(oid),
                 followed=oid in followed,
+                copyable=copyable,
             )
-            for oid, name, key, parents, obstacle in rows
+            for oid, name, key, parents, obstacle, copyable in rows
         )
 
     def same_name(self, left: str, right: str) -> bool:

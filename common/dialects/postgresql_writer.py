@@ -6,18 +6,18 @@ from typing import Any, Final
 
 from common.changes import SEPARATOR
 from common.dialects.base import Cursor, JsonWriter
-from common.dialects.script import Script
+from common.dialects.script import Collected, Script
 from common.schema import Column, ListedTable
 
-MANY: Final = 32 << 10  # bytes of rows: below, a statement that is prepared is quicker
+MANY: Final = 32 << 10  # characters of rows: below, a statement that is prepared is quicker
 _ESCAPE: Final = re.compile(r"\\(.)")
 _PLAIN: Final = {'"': '""', "\\": "\\", "/": "/", "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 # What may stand between two strings of rows: in JSON it means what it means in CSV, once the brackets are gone.
 _BEGIN: Final = re.compile(r"\[(?:null,)*")
 _BETWEEN: Final = re.compile(r"(?:,null)*(?:,|\],\n\[)(?:null,)*")
 _END: Final = re.compile(r"(?:,null)*\]")
-_ALL: Final = re.compile(r"[\n\r]\\\.")
-_SUBQUERY: Final = re.compile(r"\bselect\b", re.IGNORECASE)
+_END_OF_DATA: Final = re.compile(r"[\n\r]\\\.")
+_SUBQUERY: Final = re.compile(r"\b(?:select|values|table)\b", re.IGNORECASE)
 
 
 def quote(name: str) -> str:
@@ -34,8 +34,12 @@ class PostgresqlWriter(JsonWriter):
 
     def insert(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter."""
-        text = as_csv(rows) if self._copy and len(rows) >= MANY else None
-        if text is None or self._copy is None:
+        text = None
+        if (
+            self._copy and len(rows) >= MANY and not isinstance(cursor, Collected)
+        ):  # which runs what came before it only later
+            text = as_csv(rows)
+        if text is None:
             return super().insert(cursor, rows)
         direct: Any = cursor.direct if isinstance(cursor, Script) else cursor
         with direct.copy(self._copy) as copy:
@@ -45,8 +49,9 @@ class PostgresqlWriter(JsonWriter):
     def _copy_sql(self) -> str | None:
         """None where COPY would not do what an INSERT does here."""
         where = self.table.where or ""
-        computed = any(column.generated for column in self.table.table.columns)
-        if len(self.places) < len(self.columns) or _SUBQUERY.search(where) or (where and computed):
+        table = self.table.table
+        computed = any(column.generated for column in table.columns)
+        if not table.copyable or len(self.places) < len(self.columns) or _SUBQUERY.search(where) or (where and computed):
             return None
         names = ", ".join(quote(column.name) for column in self.columns)
         inside = f" WHERE ({where})" if where else ""
@@ -101,4 +106,4 @@ def as_csv(rows: str) -> str | None:
         lines = _ESCAPE.sub(lambda found: _PLAIN[found[1]], lines)
     except KeyError:
         return None
-    return None if _ALL.search(lines) else lines
+    return None if _END_OF_DATA.search(lines) else lines

@@ -6,7 +6,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -306,10 +306,12 @@ class Sqlite:
         link: sqlite3.Connection = cursor.connection
         link.text_factory = str
         try:
-            return _read_outbox(cursor, after, limit, max_bytes)
-        except sqlite3.OperationalError:
+            return _read_outbox(link, after, limit, max_bytes)
+        except sqlite3.OperationalError as exc:
+            if hasattr(exc, "sqlite_errorcode"):  # it is SQLite's own
+                raise
             link.text_factory = _text
-            return _read_outbox(cursor, after, limit, max_bytes)
+            return _read_outbox(link, after, limit, max_bytes)
         finally:
             link.text_factory = _text
 
@@ -337,9 +339,9 @@ class Sqlite:
         mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
         return [] if str(mode).lower() == "wal" else ["PRAGMA journal_mode = WAL"]
 
-    def storage(self, connection: Connection) -> list[str]:
+    def storage(self, table: str) -> list[str]:
         """See CaptureDialect."""
-        del connection
+        del table
         return []
 
     def tables(self, connection: Connection) -> dict[str, Table]:
@@ -483,17 +485,17 @@ class Sqlite:
         return NotApplicable(str(exc))
 
 
-def _read_outbox(cursor: sqlite3.Cursor, after: int, limit: int, max_bytes: int | None) -> list[tuple[Any, ...]]:
-    cursor.execute(f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
-    if max_bytes is None:
-        return cursor.fetchall()
+def _read_outbox(link: sqlite3.Connection, after: int, limit: int, max_bytes: int | None) -> list[tuple[Any, ...]]:
+    statement = f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > ? ORDER BY id LIMIT ?"
     found: list[tuple[Any, ...]] = []
     room = max_bytes
-    for row in cursor:
-        room -= len(row[_ROWS_JSON])
-        if found and room < 0:
-            break
-        found.append(row)
+    with closing(link.execute(statement, (after, limit))) as cursor:  # one that is left half read keeps its snapshot
+        for row in cursor:
+            if room is not None:
+                room -= len(row[_ROWS_JSON])
+                if found and room < 0:
+                    break
+            found.append(row)
     return found
 
 

@@ -36,12 +36,14 @@ class PrivatePostgreSQL(PrivateServer):
         """The superuser's SQLAlchemy URL of the maintenance database."""
         return f"postgresql+psycopg://postgres:{self._admin_password}@127.0.0.1:{self.port}/postgres"
 
-    def new_database(self, prefix: str = "db") -> str:
+    def new_database(self, prefix: str = "db", encoding: str = "UTF8") -> str:
         """The SQLAlchemy URL of a new, empty database that belongs to `stsync`."""
         self._databases += 1
         name = f"{prefix}_{self._databases}"
-        template = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0")
-        self._execute(template.format(sql.Identifier(name), sql.Identifier(self.user)))
+        locale = "C.UTF-8" if encoding == "UTF8" else "C"
+        template = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING {} LOCALE {}")
+        words = (sql.Identifier(name), sql.Identifier(self.user), sql.Literal(encoding), sql.Literal(locale))
+        self._execute(template.format(*words))
         return f"postgresql+psycopg://{self.user}:{self.password}@127.0.0.1:{self.port}/{name}"
 
     def drop_database(self, url: str) -> None:

@@ -250,10 +250,18 @@ def test_text_that_is_not_utf8_is_set_aside(new_cluster: MakeCluster, database_k
     cluster.start()
     primary = cluster.primary
     primary.execute("INSERT INTO item VALUES (1, CAST(x'ff80' AS TEXT), 0)", "INSERT INTO item VALUES (2, 'two', 0)")
+    for table, columns in (
+        ("CAST(x'ff' AS TEXT)", "'[\"id\"]'"),
+        ("'item'", """CAST('["id' || CAST(x'ff' AS TEXT) || '"]' AS TEXT)"""),
+    ):
+        primary.execute(
+            "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, canonical)"
+            f""" VALUES ({table}, 'D', {columns}, '["1"]', 1)"""
+        )
     primary.execute("INSERT INTO item VALUES (3, 'a' || char(0) || 'b', 0)")
     cluster.nodes["st2"].execute("INSERT INTO item VALUES (1, CAST(x'ff80' AS TEXT), 0)")  # what cannot be sent
     cluster.wait_equal()
-    assert primary.rows("SELECT count(*) FROM stsync_rejected WHERE reason LIKE '%UTF-8%'") == [(1,)]
+    assert primary.rows("SELECT count(*) FROM stsync_rejected WHERE reason LIKE '%UTF-8%'") == [(3,)]
     found = cluster.nodes["st2"].rows("SELECT id, hex(name), typeof(name) FROM item WHERE id > 1 ORDER BY id")
     assert found == [(2, "74776F", "text"), (3, "610062", "text")]
     assert "not valid UTF-8" in primary.command("status").stdout

@@ -171,3 +171,58 @@ def test_many_rows_of_one_statement_are_copied(pipeline: Pipeline, monkeypatch: 
     assert pipeline.wrong() == []
     assert ways
     assert all(ways)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_a_parent_is_there_before_its_children_are_copied_in(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAPS 2: a change set of a size where some statements would be collected, to run with the commit, and others copied in."""
+    monkeypatch.setattr(Connection, "begin_nested", lambda *_: pytest.fail("it was refused at first"))
+    for number, size in enumerate((5, 20, 60, 75)):
+        pipeline.primary.execute(
+            f"INSERT INTO account VALUES ({number}, 'a{number}', NULL, NULL, NULL)",
+            f"INSERT INTO login SELECT {number}, 'l' || i, repeat('x', {size}) FROM generate_series(1, 500) i",
+        )
+        pipeline.move()
+    monkeypatch.undo()
+    assert pipeline.wrong() == []
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        pytest.param(["CREATE RULE r AS ON INSERT TO copied DO ALSO INSERT INTO made (id) VALUES (NEW.id)"], id="a rule"),
+        pytest.param(["ALTER TABLE copied ENABLE ROW LEVEL SECURITY"], id="row security"),
+        pytest.param(
+            [
+                "CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+                "CREATE TRIGGER t BEFORE INSERT ON copied FOR EACH ROW EXECUTE FUNCTION same()",
+            ],
+            id="a trigger for which the server's log quotes rows",
+        ),
+        pytest.param(
+            ["CREATE DOMAIN known AS INT NOT NULL", "ALTER TABLE copied ADD COLUMN k known DEFAULT 0"], id="a strict domain"
+        ),
+        pytest.param(
+            [
+                "CREATE TYPE pair AS (a TEXT, b TEXT)",
+                "CREATE FUNCTION turned(text) RETURNS pair LANGUAGE sql AS 'SELECT ROW($1, $1)::pair'",
+                "CREATE CAST (text AS pair) WITH FUNCTION turned(text)",
+                "ALTER TABLE copied ADD COLUMN k pair",
+            ],
+            id="a cast of its own",
+        ),
+    ],
+)
+def test_where_copy_means_something_else_rows_are_inserted(connection: Connection, statements: list[str]) -> None:
+    assert Postgresql().tables(connection)["copied"].copyable
+    for statement in statements:
+        connection.exec_driver_sql(statement)
+    assert not Postgresql().tables(connection)["copied"].copyable
+
+
+def test_a_table_that_is_not_copyable_is_not_copied_into(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgresql_writer, "MANY", 0)
+    connection.exec_driver_sql("CREATE RULE r AS ON INSERT TO copied DO ALSO INSERT INTO inserted (id) VALUES (NEW.id)")
+    connection.exec_driver_sql("INSERT INTO made (id, v) VALUES (1, 'x')")
+    assert writer(connection, "copied").insert(raw_cursor(connection), rows_of(connection)) == 1
+    assert connection.exec_driver_sql("SELECT id FROM inserted").scalars().all() == [1]

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from sqlalchemy import event, text
 
 from common.database import Database
-from common.errors import Unavailable
+from common.errors import Misconfigured, Unavailable
 from common.settings import DatabaseSettings
+from deploy.servers import PrivatePostgreSQL
 from tests.conftest import NewDatabase
 
 
@@ -76,3 +77,14 @@ def test_a_connection_whose_other_end_falls_silent_is_given_up(
             assert [link.getsockopt(socket.IPPROTO_TCP, one) for one in options] == [10, 5, 4, 30_000]
         assert getattr(driver, "_read_timeout", None) is None
         connection.rollback()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_text_is_refused(postgresql: PrivatePostgreSQL, encoding: str) -> None:
+    """TRAPS 30: what it has no letter for could not be applied, nor be kept in its quarantine."""
+    url = postgresql.new_database("encoded", encoding)
+    database = Database(DatabaseSettings(url=SecretStr(url)))
+    told = f"database.url: the database encoded_[0-9]+ is encoded in {encoding}.*UTF8"
+    with pytest.raises(Misconfigured, match=told), database.connect():
+        pytest.fail("it is connected")
+    postgresql.drop_database(url)

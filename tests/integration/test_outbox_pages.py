@@ -44,3 +44,23 @@ def test_what_is_long_is_not_taken_with_what_is_short(pipeline: Pipeline) -> Non
         connection.rollback()
     pipeline.move()
     assert pipeline.wrong() == []
+
+
+def test_what_is_read_in_part_is_no_snapshot_afterwards(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain that ends in the middle, for whatever reason, must not have the next one see what is no more."""
+    monkeypatch.setattr(outbox, "_PAGE_BYTES", 100)
+    database = pipeline.primary.database
+    with database.connect(read_only=True) as connection:
+        for count in (40, 41):
+            pipeline.primary.execute(
+                *(f"INSERT INTO unit VALUES ({count}{one}, '{count}{one}', NULL)" for one in range(count))
+            )
+            pages = outbox.pages(connection, database.dialect, 2_000)
+            ids = [row.id for _ in range(3) for row in next(pages)]
+            connection.rollback()
+            pipeline.primary.execute(f"DELETE FROM stsync_outbox WHERE id <= {ids[-1]}")
+            found = [row.id for page in outbox.pages(connection, database.dialect, 2_000) for row in page]
+            connection.rollback()
+            assert found == [number for (number,) in pipeline.primary.rows("SELECT id FROM stsync_outbox ORDER BY id")]
+            assert min(found) > ids[-1]
+            pipeline.primary.execute("DELETE FROM stsync_outbox")
