@@ -1,4 +1,4 @@
-"""How rows get into PostgreSQL's tables: few as JSON, many by COPY (which takes a third of the time)."""
+"""How rows get into PostgreSQL's tables: few as JSON, many by COPY, which costs the server less for each row."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -35,9 +35,8 @@ class PostgresqlWriter(JsonWriter):
     def insert(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter."""
         text = None
-        if (
-            self._copy and len(rows) >= MANY and not isinstance(cursor, Collected)
-        ):  # which runs what came before it only later
+        later = isinstance(cursor, Collected)  # what came before is still to be run, and has to stay before
+        if self._copy and len(rows) >= MANY and not later:
             text = as_csv(rows)
         if text is None:
             return super().insert(cursor, rows)
