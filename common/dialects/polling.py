@@ -6,8 +6,6 @@ from collections.abc import Callable
 from common.dialects.base import Stoppable
 
 _RELAX = 1.05  # each idle look waits this much longer than the one before: a twentieth of the time that nothing came
-_RELAX_DEAR = 1.15  # where looking costs much, until the pause is
-_SHORT_S = 0.015
 
 
 class PollWaker:
@@ -36,8 +34,7 @@ class PollWaker:
             left = until - time.monotonic()
             if left <= 0 or self._stop.wait(min(self._pause, left)):
                 return False
-            relax = _RELAX_DEAR if self._pending is None and self._pause < _SHORT_S else _RELAX
-            self._pause = min(max(self._pause * relax, self._shortest), self._longest)
+            self._pause = min(max(self._pause * _RELAX, self._shortest), self._longest)
             if self._pending is None:
                 break
         return True
