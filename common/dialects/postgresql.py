@@ -123,9 +123,8 @@ FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid =
 WHERE NOT t.tgisinternal
  AND (t.tgname LIKE 'stsync\\_%%' OR t.tgname LIKE '!stsync\\_%%') AND c.relnamespace = current_schema()::regnamespace
 """
-_LONG = (
-    64 << 10
-)  # bytes of a row of the outbox: where one such stands, more may, and all of them may be too much to take at once
+# Bytes of a row of the outbox: where one such stands, more may, and all of them may be too much to take at once.
+_LONG = 64 << 10
 _TAKE_SQL = (
     "DELETE FROM stsync_outbox WHERE id IN (SELECT id FROM stsync_outbox ORDER BY id LIMIT %s) RETURNING "
     + OUTBOX_COLUMNS.replace("rows_json", f"CASE WHEN octet_length(rows_json) < {_LONG} THEN rows_json END")

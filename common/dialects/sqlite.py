@@ -12,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import orjson
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
@@ -20,21 +19,19 @@ from sqlalchemy.pool import NullPool
 
 from common.dialects.base import (
     OUTBOX_COLUMNS,
-    Cursor,
     JsonNumber,
     Stoppable,
     TableWriter,
     Trigger,
     Waker,
     by_name,
-    columns_for,
     json_text,
     raw_cursor,
-    written,
 )
 from common.dialects.polling import PollWaker
 from common.dialects.script import Script
-from common.dialects.sqlite_capture import MAX_KEY, quote, row_json, triggers, typed
+from common.dialects.sqlite_capture import MAX_KEY, quote, row_json, triggers
+from common.dialects.sqlite_writer import SqliteWriter, values
 from common.errors import Fault, Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Cascade, Column, Equality, ListedTable, OtherTrigger, Table, Unique
 
@@ -108,22 +105,6 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        ((tag, text),) = value.items()
-        return float(text) if tag == "r" else bytes.fromhex(text)
-    return value
-
-
-def values(rows: str) -> list[list[Any]]:
-    """The rows of a frame as SQLite's own values; NotApplicable when they are none."""
-    try:
-        parsed: list[list[Any]] = orjson.loads(f"[{rows}]")
-        return [[_plain(v) for v in row] for row in parsed] if "{" in rows else parsed
-    except ValueError as exc:
-        raise NotApplicable("a row that is no list of values of SQLite") from exc
-
-
 def _take_lock(link: Any) -> None:
     """Begin with the write lock. A program that writes one short transaction after the other leaves it free for moments only: SQLite's
     own busy handler, which soon sleeps for a tenth of a second, misses most of them. Raises the driver's error after the time-out.
@@ -144,61 +125,6 @@ def _take_lock(link: Any) -> None:
             pause_s = min(pause_s * _RETRY_SLOWER, _LONGEST_RETRY_S)
     finally:
         link.execute(_PATIENT_SQL)
-
-
-class SqliteWriter:
-    """Frames through `executemany`: the database lives in this process, so binding is the cheapest exact way."""
-
-    def __init__(self, table: ListedTable, names: Sequence[str]) -> None:
-        places = written(table, columns_for(table, names))
-        keys = list(table.key)
-        width = len(keys)
-        target, where = quote(table.name), table.where
-        here = f" AND ({where})" if where else ""
-        match = " AND ".join(f"{quote(c.name)} = ?{i + 1}" for i, c in enumerate(keys))
-
-        def inside(offset: int) -> str:
-            arriving = typed(table, {c.name: f"?{i + 1 + offset}" for i, c in places})
-            return f" AND EXISTS (SELECT 1 FROM {arriving} WHERE ({where}))" if where else ""
-
-        columns = ", ".join(quote(c.name) for _, c in places)
-        marks = ", ".join(f"?{i + 1}" for i, _ in places)
-        selected = f"INSERT INTO {target} ({columns}) SELECT {marks} WHERE 1{inside(0)}"
-        self._insert = selected if where else f"INSERT INTO {target} ({columns}) VALUES ({marks})"
-        self._missing = f"{selected} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
-        sets = [f"{quote(c.name)} = ?{i + 1}" for i, c in (places[width:] or places)]
-        self._update = f"UPDATE {target} SET {', '.join(sets)} WHERE {match}{here}{inside(0)}"
-        self._delete = f"DELETE FROM {target} WHERE {match}{here}"
-        moved = ", ".join(f"{quote(c.name)} = ?{i + 1 + width}" for i, c in places)
-        self._rekey = f"UPDATE {target} SET {moved} WHERE {match}{here}{inside(width)}"
-
-    def insert(self, cursor: Cursor, rows: str) -> int:
-        """See TableWriter."""
-        return _many(cursor, self._insert, rows)
-
-    def update(self, cursor: Cursor, rows: str) -> int:
-        """See TableWriter."""
-        return _many(cursor, self._update, rows)
-
-    def insert_missing(self, cursor: Cursor, rows: str) -> int:
-        """See TableWriter."""
-        return _many(cursor, self._missing, rows)
-
-    def delete(self, cursor: Cursor, keys: str) -> int:
-        """See TableWriter."""
-        return _many(cursor, self._delete, keys)
-
-    def rekey(self, cursor: Cursor, row: str) -> int:
-        """See TableWriter."""
-        return _many(cursor, self._rekey, row)
-
-
-def _many(cursor: Cursor, statement: str, rows: str) -> int:
-    try:
-        cursor.executemany(statement, values(rows))
-    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as exc:  # it did not come to the database
-        raise NotApplicable(f"a row that does not fit its columns: {exc}") from exc
-    return cursor.rowcount
 
 
 class Sqlite:
