@@ -51,7 +51,7 @@ class Composer:
     def add(self, head: Head, count: int, rows: str) -> list[Batch]:
         """Append `count` changes; the batches that became full."""
         if count > 1 and len(rows) > self._batch_bytes:  # no frame is larger than a secondary takes unless its row is
-            return [full for row in rows.split(SEPARATOR) for full in self.add(head, 1, row)]
+            return [full for number, some in portions(rows, self._batch_bytes) for full in self.add(head, number, some)]
         if head != self._head or self._size >= self._batch_bytes // 2:
             self._close_frame()
             self._head = head
@@ -96,3 +96,15 @@ class Composer:
         self._first = False
         self.position = Position(self.position.epoch, sequence, message_hash(message))
         return Batch(sequence, self.position.hash, message)
+
+
+def portions(rows: str, size: int) -> Iterator[tuple[int, str]]:
+    """Rows in portions of at most so many characters, or of one row: their number and text."""
+    start = 0
+    while start < len(rows):
+        end = len(rows) if len(rows) - start <= size else rows.rfind(SEPARATOR, start, start + size + len(SEPARATOR))
+        if end <= start:
+            end = rows.find(SEPARATOR, start)
+        some = rows[start:] if end < 0 else rows[start:end]
+        yield some.count(SEPARATOR) + 1, some
+        start += len(some) + len(SEPARATOR)

@@ -5,8 +5,9 @@ A program that changes a table without triggers (or emits a change that no table
 transaction commits. Values are what the driver takes for these columns; the database itself turns them into text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import rejected
-from common.changes import Kind
+from common.changes import SEPARATOR, Kind
 from common.dialects import dialect_for
 from common.dialects.base import Dialect, columns_json, raw_cursor
 from common.dialects.script import Script
@@ -25,14 +26,15 @@ from common.schema import Column, Table
 
 _AT_ONCE = 5_000
 _SHORT = 100  # a run up to here is no statement of its own
-_FEW = 16  # they are read whatever their size
+FEW = 16  # they are read whatever their size
 _PAGE_BYTES = 4 << 20
+_ALIKE_BYTES = 256 << 10  # far below what MariaDB joins
 _TAKEN = 100
 _BEFORE_ALL = -(2**63)
 
 
 class Row(NamedTuple):
-    """An outbox row as it stands (a tuple, because a bulk change brings a hundred thousand of them)."""
+    """An outbox row as it stands, or several as one (a tuple, because a bulk change brings a hundred thousand of them)."""
 
     id: int
     table_name: str
@@ -41,6 +43,16 @@ class Row(NamedTuple):
     rows_json: str
     row_count: int
     canonical: int
+
+
+what = attrgetter("table_name", "kind", "columns_json", "canonical")  # of a row, but for its values
+
+
+class Page(NamedTuple):
+    """Neighbouring rows of the outbox, and the ids of all that they stand for, ascending."""
+
+    rows: Sequence[Row]
+    ids: Sequence[int]
 
 
 def insert(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
@@ -100,28 +112,51 @@ def _given(table: Table, row: Mapping[str, Any], what: str) -> list[tuple[Column
     return [(column, row[name]) for name in names if (column := table.column(name)) is not None]
 
 
-def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[list[Row]]:
+def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[Page]:
     """Everything committed that stands in the outbox, in id order, in pages of at most `limit` rows and about _PAGE_BYTES, but for the
     first, which is short (TRAPS 1).
 
     The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
     """
     cursor = raw_cursor(connection)
-    last, count, max_bytes = _BEFORE_ALL, min(_FEW, limit), None
-    while True:
-        page = list(map(Row._make, dialect.read_outbox(cursor, last, count, max_bytes)))
-        if not page:
-            break
+    page = page_of(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, min(FEW, limit))))
+    count = FEW
+    while page.rows:
         yield page
-        last, count, max_bytes = page[-1].id, min(2 * count, limit), _PAGE_BYTES
+        last, count = page.rows[-1], min(2 * count, limit)
+        page = _alike(cursor, dialect, page.rows[-2:], limit) or page_of(
+            map(Row._make, dialect.read_outbox(cursor, last.id, count, _PAGE_BYTES))
+        )
     cursor.close()
+
+
+def _alike(cursor: Any, dialect: Dialect, before: Sequence[Row], limit: int) -> Page | None:
+    """What follows a trigger's row and differs from it in nothing but the values of its own, as one row; `before`: the last two."""
+    last = before[-1]
+    count = min(limit, _ALIKE_BYTES * last.row_count // max(1, len(last.rows_json)))
+    if count < FEW or not last.canonical or what(before[0]) != what(last):
+        return None
+    found = dialect.read_alike(cursor, last, count)
+    if found is None:
+        return None
+    number, rows = found
+    if not rows.startswith("[") or not rows.count(SEPARATOR) == number - 1 == rows.count(f"{SEPARATOR}["):
+        return None  # one of them is no row that a trigger wrote, and is to be told from the others
+    joined = last._replace(id=last.id + number, rows_json=rows, row_count=number)
+    return Page([joined], range(last.id + 1, joined.id + 1))
+
+
+def page_of(rows: Iterable[Row]) -> Page:
+    """These rows, each for itself."""
+    found = list(rows)
+    return Page(found, [row.id for row in found])
 
 
 def peek(connection: Connection, dialect: Dialect, limit: int) -> list[Row] | None:
     """Everything committed that stands in the outbox, in id order, read by one statement and so as one snapshot, outside of any
     transaction; None where there may be more than a few."""
     cursor = connection.connection.cursor()
-    count = min(_FEW, limit)
+    count = min(FEW, limit)
     found = list(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, count)))
     cursor.close()
     return found if len(found) < count else None

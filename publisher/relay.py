@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
 
 import msgspec
 import structlog
@@ -24,7 +23,6 @@ from publisher.composer import Batch, Composer, Head
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
 _JOIN_BYTES = 64 << 10
 _ID_BYTES = 20
-_ALIKE = attrgetter("table_name", "kind", "columns_json", "canonical")
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Relay:
         self.position = position
         self._log = structlog.get_logger("relay")
         self._connections: tuple[Connection, Connection] | None = None
+        self._many = False  # the last drain brought many rows, and so, it seems, will the next
         self._heads: dict[tuple[str, str], tuple[Kind, tuple[str, ...]]] = {}
 
     def close(self) -> None:
@@ -83,20 +82,23 @@ class Relay:
             return self._drain(reader, writer)
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
-        take_sql = self._database.dialect.take_sql()
         dialect, limit = self._database.dialect, self._settings.page_rows
-        few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit)
-        if few:
-            return self._drain_pages(writer, [few], taken=take_sql is not None)
-        writer.rollback()
-        if few is not None:
-            return None
+        if not self._many:
+            take_sql = dialect.take_sql()
+            few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit)
+            if few:
+                return self._drain_pages(writer, [outbox.page_of(few)], taken=take_sql is not None)
+            writer.rollback()
+            if few is not None:
+                return None
         try:
-            return self._drain_pages(writer, outbox.pages(reader, dialect, limit), taken=False)
+            drained = self._drain_pages(writer, outbox.pages(reader, dialect, limit), taken=False)
         finally:
             reader.rollback()
+        self._many = drained is not None and drained.rows >= outbox.FEW
+        return drained
 
-    def _drain_pages(self, writer: Connection, pages: Iterable[list[outbox.Row]], *, taken: bool) -> Drained | None:
+    def _drain_pages(self, writer: Connection, pages: Iterable[outbox.Page], *, taken: bool) -> Drained | None:
         """One change set of these rows; `taken`: they are removed already."""
         composer = Composer(self._writer, self.position, self._settings.batch_bytes)
         ids: list[int] = []
@@ -104,8 +106,8 @@ class Relay:
         unfit: list[tuple[outbox.Row, str]] = []
         written = 0
         for page in pages:
-            ids += [row.id for row in page]
-            for row in _joined(page):
+            ids += page.ids
+            for row in _joined(page.rows):
                 held += self._compose(composer, row, unfit)
             if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
                 journal.append(Script(writer), self.position.epoch, held)
@@ -169,7 +171,7 @@ class Relay:
 def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
     """The rows of a page, neighbours of triggers that differ in nothing but what they say of their rows as one: where triggers
     run row by row, a bulk change is many thousands of them. Places that were kept for changes that did not come are left out."""
-    for (_, _, _, canonical), group in groupby(page, key=_ALIKE):
+    for (_, _, _, canonical), group in groupby(page, key=outbox.what):
         rows = [row for row in group if row.row_count]
         if not canonical or len(rows) == 1:
             yield from rows

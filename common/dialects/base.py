@@ -227,6 +227,11 @@ class EngineDialect(Protocol):
         """The first rows of the outbox above an id, in id order, as (id, table_name, kind, columns_json, rows_json, row_count,
         canonical): at most `limit`, and as many as have `max_bytes` together, but at least one if there is any."""
 
+    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+        """The rows that follow one of `read_outbox` with ids without a hole, at most `limit`, where each is one change and in nothing
+        else different from it: their number and their `rows_json`, joined as in a frame. None where it is not so, or where the
+        database can do no better than `read_outbox`."""
+
     def waker(self, engine: Engine, stop: "Stoppable", poll_s: tuple[float, float]) -> Waker:
         """What waits for outbox rows: woken by the database where it can, by cheap adaptive polling elsewhere."""
 

@@ -1,41 +1,31 @@
 """MariaDB: row triggers, JSON_TABLE for replay, a cheap poll to wake."""
 
-import hashlib
 import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import NoneType
 from typing import Any
 
-import orjson
 import pymysql
-from pymysql.converters import escape_string
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from common.changes import SEPARATOR
-from common.dialects import mariadb_ddl
+from common.dialects import mariadb_ddl, mariadb_outbox
 from common.dialects.base import (
-    CANONICAL,
     KEEPALIVE,
-    UNCHECKED,
-    Cursor,
-    JsonWriter,
-    Quote,
     Stoppable,
     TableWriter,
     ToldByTriggers,
     Trigger,
     Waker,
     by_name,
-    columns_json,
-    fitting,
     json_text,
-    read_plainly,
 )
+from common.dialects.mariadb_capture import row_json, triggers
 from common.dialects.mariadb_script import Committing, CompoundScript
+from common.dialects.mariadb_values import quote
+from common.dialects.mariadb_writer import MariadbWriter
 from common.dialects.polling import PollWaker
 from common.dialects.script import SMALL, Script
 from common.errors import NotApplicable, StsyncError, Unavailable
@@ -43,7 +33,7 @@ from common.schema import Column, Equality, HandedOn, ListedTable, OtherTrigger,
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,"
-    "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20"
+    "NO_ENGINE_SUBSTITUTION', foreign_key_checks = 1, unique_checks = 1, innodb_lock_wait_timeout = 20, group_concat_max_len = 1048576"
 )
 _LOOKS = 20
 _TABLES_SQL = """
@@ -85,22 +75,12 @@ _OTHERS_SQL = """
 SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME, ACTION_STATEMENT LIKE '%%@stsync_replay%%'
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'stsync\\\\_%%' ORDER BY TRIGGER_NAME
 """
-_READ_SQL = (
-    "SELECT CONCAT_WS(' ', id, row_count, canonical, CHAR_LENGTH(table_name), CHAR_LENGTH(kind),"
-    " CONCAT(table_name, kind, columns_json)), rows_json FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s"
-)
 # With the time when each was made: a restored dump makes the very same ones, after it has made other rows.
 _INSTALLED_SQL = """
 SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE,
        CONCAT_WS('\\n', CREATED, ACTION_TIMING, EVENT_MANIPULATION, SQL_MODE, ACTION_STATEMENT)
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\\\_%%'
 """
-_CANONICAL = f"IF(@@foreign_key_checks, {CANONICAL}, {UNCHECKED})"
-_BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
-           "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
-_INTEGER = ("tinyint", "smallint", "mediumint", "int", "bigint")
-_NUMBER = re.compile(r"-?[0-9]+")
-_TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
 # What says that the server, not the change, is the trouble: connections, locks, files and space, shutdown, rights, read-only.
 _AWAY = frozenset(
     {1016, 1020, 1021, 1023, 1024, 1026, 1030, 1034, 1035, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1053, 1077, 1078, 1079,
@@ -112,40 +92,6 @@ _AWAY = frozenset(
 # What it quotes of a row, which may be secret: `Duplicate entry '…' for key`, `Incorrect integer value: '…' for column`.
 _VALUE = re.compile(r"(entry|value:?) '.*'(?= for (?:key|column)|$)", re.DOTALL)
 _WITHOUT = r"\1"
-_SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
-_SLACK = 1024
-_VALUE_HERE = "\0"
-
-
-def quote(name: str) -> str:
-    """An identifier, quoted."""
-    return "`" + name.replace("`", "``") + "`"
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
-
-
-def _base(column: Column) -> str:
-    return column.type.split("(")[0].split(" ")[0].lower()
-
-
-def _text_of(column: Column, reference: str) -> str:
-    """The column's exact text, independent of the writer's session (DESIGN §4, TRAPS 30)."""
-    base = _base(column)
-    if base in _BINARY:
-        return f"HEX({reference})"
-    if base == "timestamp":
-        return f"CAST(IF({reference} = 0, 0, UNIX_TIMESTAMP({reference})) AS CHAR)"  # of zero it is NULL in a trigger
-    if base == "bit":
-        return f"CAST({reference} + 0 AS CHAR)"
-    if base == "float":
-        return f"CAST(CAST({reference} AS DOUBLE) AS CHAR)"
-    if base == "longtext":  # which JSON is an alias of, and JSON_ARRAY would embed it as JSON: null for 'null'
-        return f"CONCAT('', CONVERT({reference} USING utf8mb4))"
-    if base in _TEXT:
-        return f"CONVERT({reference} USING utf8mb4)"
-    return f"CAST({reference} AS CHAR)"
 
 
 def _equality(kind: str, collation: str | None) -> Equality:
@@ -153,176 +99,6 @@ def _equality(kind: str, collation: str | None) -> Equality:
     if kind.startswith(("float", "double")):
         return "unknown"
     return "exact" if collation is None or collation.endswith("_nopad_bin") else "folded"
-
-
-def _row(columns: Iterable[tuple[str, Column]]) -> str:
-    return _json((f"{alias}.{quote(c.name)}", c) for alias, c in columns)
-
-
-def _json(columns: Iterable[tuple[str, Column]]) -> str:
-    return "JSON_ARRAY(" + ", ".join(_text_of(c, reference) for reference, c in columns) + ")"
-
-
-class MariadbWriter(JsonWriter):
-    """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index, and so the
-    columns that the row filter names, so that it means the same as over the table."""
-
-    def __init__(self, table: ListedTable, names: Sequence[str], quote: Quote) -> None:
-        super().__init__(table, names, quote)
-        written_names = ", ".join(quote(column.name) for _, column in self.places)
-        self._table = quote(table.name)
-        self._into = f"INSERT INTO {quote(table.name)} ({written_names}) VALUES "
-        self._places = [(place, _from_text(column, _VALUE_HERE)) for place, column in self.places]
-        self._keys_plain = all(map(_is_plain, self.keys)) and not self.where
-        settable = self._places[len(self.keys) :] or self._places
-        self._sets = [(f"{quote(self.columns[place].name)} = ", place, how) for place, how in settable]
-        self._matches = [(f"{quote(c.name)} = ", _base(c) in _INTEGER) for c in self.keys]
-
-    def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
-        """See JsonWriter."""
-        if len(rows) > _SMALL:
-            self._fit(cursor, len(escape_string(rows).encode()) + len(statement.encode()), rows)
-        return super().execute(cursor, statement, rows)
-
-    def insert(self, cursor: Cursor, rows: str) -> int:
-        """See TableWriter. VALUES cost the server, and PyMySQL, much less than JSON_TABLE; rows that are not as our triggers write
-        them, and those that the row filter has to judge, go the other way."""
-        values = None if self.where else self._values(rows)
-        if values is None:
-            return super().insert(cursor, rows)
-        statement = self._into + values
-        if len(statement) > _SMALL:
-            self._fit(cursor, len(statement.encode()), rows)
-        cursor.execute(statement)
-        return cursor.rowcount
-
-    def update(self, cursor: Cursor, rows: str) -> int:
-        """See TableWriter. JSON_TABLE makes a table on disk for each statement, which costs more than the change of a single row."""
-        row = self._single(rows, len(self.columns))
-        match = None if row is None else self._match(row)
-        if row is None or match is None:
-            return super().update(cursor, rows)
-        sets = ", ".join([name + _spliced(how, row[place]) for name, place, how in self._sets])
-        cursor.execute(f"UPDATE {self._table} SET {sets} WHERE {match}")
-        return cursor.rowcount
-
-    def delete(self, cursor: Cursor, keys: str) -> int:
-        """See TableWriter; a single row as in `update`."""
-        row = self._single(keys, len(self.keys))
-        match = None if row is None else self._match(row)
-        if match is None:
-            return super().delete(cursor, keys)
-        cursor.execute(f"DELETE FROM {self._table} WHERE {match}")
-        return cursor.rowcount
-
-    def _single(self, rows: str, width: int) -> list[str | None] | None:
-        """The values of a single row; None where it is to go the other way."""
-        if not self._keys_plain or len(rows) > _SMALL or SEPARATOR in rows:
-            return None
-        parsed = _parsed(rows, width)
-        return None if parsed is None else parsed[0]
-
-    def _match(self, row: list[str | None]) -> str | None:
-        """The row with this key. Integers stand bare: compared with a text they would be compared as floats."""
-        parts = []
-        for (name, is_integer), value in zip(self._matches, row, strict=False):
-            if value is None or (is_integer and not _NUMBER.fullmatch(value)):
-                return None
-            parts.append(name + (value if is_integer else f"'{escape_string(value)}'"))
-        return " AND ".join(parts)
-
-    def _values(self, rows: str) -> str | None:
-        parsed = _parsed(rows, len(self.columns))
-        if parsed is None:
-            return None
-        return ",".join([f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed])
-
-    def _fit(self, cursor: Cursor, size: int, rows: str) -> None:
-        """The server cuts the connection for a statement above max_allowed_packet, so that is looked at before.
-
-        Raises NotApplicable for several rows (fewer may go), Unavailable for one: nothing is lost, and it goes on when the server's
-        operator has raised the variable.
-        """
-        asking: Any = cursor.direct if isinstance(cursor, Script) else cursor
-        asking.execute("SELECT @@max_allowed_packet")
-        packet = int(asking.fetchall()[0][0])
-        if size + _SLACK > packet:
-            reason = (
-                f"a change of table {self.table.name} needs a statement of {size} bytes, and max_allowed_packet is {packet}"
-            )
-            raise NotApplicable(reason) if SEPARATOR in rows else Unavailable(f"the database: {reason}; raise it there")
-
-    def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
-        """See JsonWriter."""
-        wanted, filtered = list(columns), self.where.lower()
-        table = ", ".join(
-            f"c{place} {_json_type(c, typed=c in self.keys or c.name.lower() in filtered)} PATH '$[{place}]' ERROR ON ERROR"
-            for place, c, _ in wanted
-        )
-        values = ", ".join(f"{_from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
-        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"
-
-    def update_sql(self) -> str:
-        """See JsonWriter."""
-        sets = self.assignments(with_key=False, prefix="t.")
-        return f"UPDATE {self.target} t JOIN ({self.rows_in()}) x ON {self.key_match()} SET {sets} WHERE TRUE{self.local_filter()}"
-
-    def delete_sql(self) -> str:
-        """See JsonWriter."""
-        return (
-            f"DELETE t FROM {self.target} t JOIN ({self.keys_in()}) x ON {self.key_match()} WHERE TRUE{self.local_filter()}"
-        )
-
-    def rekey_sql(self) -> str:
-        """See JsonWriter."""
-        rows = self.rows_in(offset=len(self.keys), old_key=True)
-        sets = self.assignments(with_key=True, prefix="t.")
-        return f"UPDATE {self.target} t JOIN ({rows}) x ON {self.key_match('stsync_old_')} SET {sets} WHERE TRUE{self.local_filter()}"
-
-
-def _parsed(rows: str, width: int) -> list[list[str | None]] | None:
-    """Rows as our triggers write them; None for others."""
-    try:
-        parsed: list[list[str | None]] = orjson.loads(f"[{rows}]")
-    except ValueError:
-        return None
-    if all(type(row) is list and len(row) == width and {str, NoneType}.issuperset(map(type, row)) for row in parsed):
-        return parsed
-    return None
-
-
-def _is_plain(column: Column) -> bool:
-    """Whether the column can be compared with a literal and mean what it means compared with a column of its own type."""
-    return _base(column) in _INTEGER or _base(column) in {"char", "varchar"}
-
-
-def _json_type(column: Column, *, typed: bool) -> str:
-    base = _base(column)
-    if (
-        typed
-        and base not in _BINARY
-        and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}
-    ):
-        return column.type
-    return "LONGTEXT CHARACTER SET utf8mb4"
-
-
-def _spliced(how: str, value: str | None) -> str:
-    literal = "NULL" if value is None else f"'{escape_string(value)}'"
-    return literal if how == _VALUE_HERE else how.replace(_VALUE_HERE, literal)
-
-
-def _from_text(column: Column, value: str) -> str:
-    base = _base(column)
-    if base in _BINARY:
-        # Without the conversion, in an UPDATE that joins JSON_TABLE, it is NULL or "too long" for some values (MariaDB 10.11).
-        return f"UNHEX(CONVERT({value} USING ascii))"
-    if base == "timestamp":
-        seconds = f"CAST({value} AS DECIMAL(20,6))"
-        return f"CAST(IF({seconds} = 0, '0000-00-00 00:00:00', FROM_UNIXTIME({seconds})) AS DATETIME(6))"
-    if base == "bit":
-        return f"CAST({value} AS UNSIGNED)"
-    return value
 
 
 class Mariadb(ToldByTriggers):
@@ -399,27 +175,12 @@ class Mariadb(ToldByTriggers):
         return None
 
     def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
-        """See EngineDialect. PyMySQL takes its time for each column, and here a change is a row: but two columns, and what repeats
-        from row to row is taken apart once."""
-        count = fitting(cursor, "length(rows_json)", after, limit, max_bytes)
-        cursor.execute(_READ_SQL, (after, count))
-        rows = cursor.fetchall()
-        try:
-            return self._apart(rows)
-        except ValueError:  # together too long for max_allowed_packet, and so NULL
-            return read_plainly(cursor, after, count)
+        """See EngineDialect."""
+        return mariadb_outbox.read(cursor, after, limit, max_bytes)
 
-    def _apart(self, rows: Iterable[tuple[str, str]]) -> list[tuple[Any, ...]]:
-        heads: dict[str, tuple[Any, ...]] = {}
-        found = []
-        for described, rows_json in rows:
-            number, _, head = described.partition(" ")
-            known = heads.get(head)
-            if known is None:
-                known = heads[head] = _taken_apart(head)
-            table, kind, columns, count, canonical = known
-            found.append((int(number), table, kind, columns, rows_json, count, canonical))
-        return found
+    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+        """See EngineDialect."""
+        return mariadb_outbox.read_alike(cursor, like, limit)
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect. To ask is a round trip here, as to look is; either is done less often."""
@@ -499,17 +260,11 @@ class Mariadb(ToldByTriggers):
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
         """See CaptureDialect."""
-        return _json(columns)
+        return row_json(columns)
 
     def triggers(self, table: ListedTable) -> list[Trigger]:
-        """See CaptureDialect. Cascades fire no triggers here: they happen again on the secondary (TRAPS 2)."""
-        insert = _emit(table, "I", _row([("NEW", c) for c in table.columns]), table.columns)
-        delete = _emit(table, "D", _row([("OLD", c) for c in table.key]), table.key)
-        return [
-            _trigger(table, "stsync_i_", "INSERT", _when(table, "NEW", insert)),
-            _trigger(table, "stsync_u_", "UPDATE", _update_body(table, insert, delete)),
-            _trigger(table, "stsync_d_", "DELETE", _when(table, "OLD", delete)),
-        ]
+        """See CaptureDialect."""
+        return triggers(table)
 
     def claim(self, connection: Connection, changed: Collection[str], dropped: Collection[str]) -> None:
         """See InstallDialect."""
@@ -565,14 +320,6 @@ class Mariadb(ToldByTriggers):
         return NotApplicable(f"{_VALUE.sub(_WITHOUT, message)} ({number})")
 
 
-def _taken_apart(head: str) -> tuple[str, str, str, int, int]:
-    """What _READ_SQL put together."""
-    count, canonical, of_table, of_kind, texts = head.split(" ", 4)
-    kind = int(of_table)
-    columns = kind + int(of_kind)
-    return texts[:kind], texts[kind:columns], texts[columns:], int(count), int(canonical)
-
-
 def _without_transactions(table: str, engine: str) -> str:
     return (
         f"is kept by the engine {engine}, which knows no transactions: what is rolled back, or cut short by a crash, stays in it; "
@@ -594,98 +341,6 @@ def _keep_alive(connection: Any) -> None:
         found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:
-    name = f"{prefix}{table.name}"
-    if len(name) > 64:
-        name = f"{prefix}{table.name[:40]}_{hashlib.sha256(table.name.encode()).hexdigest()[:12]}"
-    create = (  # replaced in one statement, which commits by itself: writers get by before it and after it, never in between
-        f"CREATE OR REPLACE TRIGGER {quote(name)} AFTER {verb} ON {quote(table.name)} FOR EACH ROW\n"
-        f"BEGIN\n  {_altered(table.name)}\n  IF @stsync_replay IS NULL THEN\n  {body}\n  END IF;\nEND"
-    )
-    return Trigger(name, table.name, (create,), (f"DROP TRIGGER IF EXISTS {quote(name)}",))
-
-
-def _altered(table: str) -> str:
-    """Columns that the trigger names are gone: the writer, who fails, is told more than that (in 128 characters at most)."""
-    told = f"stsync: columns of {table} changed; run `stsync install` on every node"
-    return f"DECLARE EXIT HANDLER FOR 1054 SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {_literal(told[:128])};"
-
-
-def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
-    names = columns_json(c.name for c in columns)
-    return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" VALUES ({_literal(table.name)}, '{kind}', {_literal(names)}, {row}, 1, {_CANONICAL});"
-    )
-
-
-def _when(table: ListedTable, alias: str, statement: str) -> str:
-    if not table.where:
-        return statement
-    flag = f"stsync_{alias.lower()}"
-    return f"BEGIN\n{_judge(table, alias)}\n  IF {flag} THEN {statement} END IF; END;"
-
-
-def _judge(table: ListedTable, alias: str) -> str:
-    """Sets the variable `stsync_old` or `stsync_new` to whether that row is inside the row filter.
-
-    The filter's bare column names become variables of an inner block. (A derived table over OLD or NEW would read better, and
-    crashes the server as soon as a text column is in it: MariaDB 10.11.19, Field_blob::store_field below mysql_handle_derived.)
-    """
-    where = (table.where or "").lower()
-    named = [column for column in table.table.columns if column.name.lower() in where]
-    declared = " ".join(f"DECLARE {quote(c.name)} {_variable(c, f'{alias}.{quote(c.name)}')};" for c in named)
-    flag = f"stsync_{alias.lower()}"
-    return f"  DECLARE {flag} BOOL DEFAULT FALSE;\n  BEGIN {declared} SET {flag} = COALESCE(({table.where}), FALSE); END;"
-
-
-def _variable(column: Column, value: str) -> str:
-    """The type and the value that a row filter sees: of a TIMESTAMP what it is in UTC, as in replay, whatever the writer's time zone
-    (a trigger cannot have one of its own)."""
-    if _base(column) != "timestamp":
-        return f"{column.type} DEFAULT {value}"
-    utc = f"TIMESTAMP '1970-01-01 00:00:00' + INTERVAL UNIX_TIMESTAMP({value}) SECOND"
-    return f"datetime{column.type[len('timestamp') :]} DEFAULT IF({value} = 0, '0000-00-00 00:00:00', {utc})"
-
-
 def _guarded(columns: Iterable[Column], named: Collection[str | None]) -> frozenset[str]:
     """See Table.guarded; of what is computed the database may not know the value yet, so that all columns stand for it."""
     return frozenset(c.name for c in columns if not c.generated and (None in named or c.name in named))
-
-
-def _same(columns: Iterable[Column], other: str = "NEW") -> str:
-    """Whether OLD and NEW (or another row) are equal to the byte in these columns."""
-    parts = []
-    for column in columns:
-        old, new = f"OLD.{quote(column.name)}", f"{other}.{quote(column.name)}"
-        if _base(column) in _TEXT:
-            old, new = f"BINARY {old}", f"BINARY {new}"
-        parts.append(f"{old} <=> {new}")
-    return " AND ".join(parts) or "TRUE"
-
-
-def _update_body(table: ListedTable, insert: str, delete: str) -> str:
-    update = _emit(table, "U", _row([("NEW", c) for c in table.columns]), table.columns)
-    rekey_row = _row([*(("OLD", c) for c in table.key), *(("NEW", c) for c in table.columns)])
-    rekey = _emit(table, "K", rekey_row, table.columns)
-    same_key = _same(table.key)
-    changed = f"NOT ({_same(table.columns[len(table.key) :])})"
-    body = f"IF NOT ({same_key}) THEN {rekey} ELSEIF {changed} THEN {update} END IF;"
-    if table.where:
-        body = (
-            f"BEGIN\n{_judge(table, 'OLD')}\n  BEGIN\n{_judge(table, 'NEW')}\n"
-            f"  IF stsync_old AND stsync_new THEN {body}\n  ELSEIF stsync_old THEN {delete}\n"
-            f"  ELSEIF stsync_new THEN {insert} END IF;\n  END; END;"
-        )
-    return f"IF {_skipped(table)} THEN BEGIN END; ELSE {body} END IF;"
-
-
-def _skipped(table: ListedTable) -> str:
-    """Whether this update was not made: UPDATE IGNORE passes over rows that a unique or a foreign key refuses, and MariaDB calls
-    triggers for them with values that are nowhere. The row then still stands as it was."""
-    guarded = [column for column in table.table.columns if column.name in table.table.guarded]
-    found = " AND ".join(f"s.{quote(c.name)} = OLD.{quote(c.name)}" for c in table.key)
-    return (
-        f"NOT ({_same(guarded)}) AND EXISTS (SELECT 1 FROM {quote(table.name)} s WHERE {found} AND {_same(guarded, 's')}"
-        " LOCK IN SHARE MODE)"
-    )

@@ -1,11 +1,13 @@
 """An adaptive poll for databases that cannot wake a waiting program: quick under load, relaxed when idle."""
 
+import math
 import time
 from collections.abc import Callable
 
 from common.dialects.base import Stoppable
 
 _RELAX = 1.05  # each idle look waits this much longer than the one before: a twentieth of the time that nothing came
+_REST = 4  # so many times as long as a look took, which may be long: where much was deleted and is not yet cleared away
 
 
 class PollWaker:
@@ -26,17 +28,22 @@ class PollWaker:
         self._stop = stop
         self._shortest, self._longest = poll_s
         self._pause = self._shortest
+        self._woken = math.inf
 
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
-        until = time.monotonic() + timeout_s
+        begun = time.monotonic()
+        until = begun + timeout_s
+        looked_s = begun - self._woken if self._pending is None and self._pause else 0.0
         while self._pending is None or not self._pending():
             left = until - time.monotonic()
-            if left <= 0 or self._stop.wait(min(self._pause, left)):
+            pause = max(self._pause, min(_REST * looked_s, self._longest))
+            if left <= 0 or self._stop.wait(min(pause, left)):
                 return False
             self._pause = min(max(self._pause * _RELAX, self._shortest), self._longest)
             if self._pending is None:
                 break
+        self._woken = time.monotonic()
         return True
 
     def found(self) -> None:

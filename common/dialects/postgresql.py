@@ -266,6 +266,9 @@ class Postgresql(ToldByTriggers):
         """See EngineDialect."""
         return read_plainly(cursor, after, fitting(cursor, "octet_length(rows_json)", after, limit, max_bytes))
 
+    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+        """See EngineDialect: triggers write one row for many changes."""
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect."""
         del poll_s

@@ -241,6 +241,9 @@ class Sqlite:
         finally:
             link.text_factory = _text
 
+    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+        """See EngineDialect: reading costs little here."""
+
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect: `PRAGMA data_version` says whether any other connection committed."""
         connection = engine.raw_connection()

@@ -1,0 +1,72 @@
+"""How a value of MariaDB becomes exact text, and text the value again (TRAPS 30)."""
+
+from common.schema import Column
+
+BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "geometry", "point", "linestring", "polygon",
+           "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
+INTEGER = ("tinyint", "smallint", "mediumint", "int", "bigint")
+TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
+
+
+def quote(name: str) -> str:
+    """An identifier, quoted."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def literal(value: str) -> str:
+    """A text as it stands in SQL."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def type_of(column: Column) -> str:
+    """The name of its type alone."""
+    return column.type.split("(")[0].split(" ")[0].lower()
+
+
+def text_of(column: Column, reference: str) -> str:
+    """The column's exact text, independent of the writer's session (DESIGN §4, TRAPS 30)."""
+    base = type_of(column)
+    if base in BINARY:
+        return f"HEX({reference})"
+    if base == "timestamp":
+        return f"CAST(IF({reference} = 0, 0, UNIX_TIMESTAMP({reference})) AS CHAR)"  # of zero it is NULL in a trigger
+    if base == "bit":
+        return f"CAST({reference} + 0 AS CHAR)"
+    if base == "float":
+        return f"CAST(CAST({reference} AS DOUBLE) AS CHAR)"
+    if base == "longtext":  # which JSON is an alias of, and JSON_ARRAY would embed it as JSON: null for 'null'
+        return f"CONCAT('', CONVERT({reference} USING utf8mb4))"
+    if base in TEXT:
+        return f"CONVERT({reference} USING utf8mb4)"
+    return f"CAST({reference} AS CHAR)"
+
+
+def from_text(column: Column, value: str) -> str:
+    """The value again; what `text_of` made of it is the SQL given."""
+    base = type_of(column)
+    if base in BINARY:
+        # Without the conversion, in an UPDATE that joins JSON_TABLE, it is NULL or "too long" for some values (MariaDB 10.11).
+        return f"UNHEX(CONVERT({value} USING ascii))"
+    if base == "timestamp":
+        seconds = f"CAST({value} AS DECIMAL(20,6))"
+        return f"CAST(IF({seconds} = 0, '0000-00-00 00:00:00', FROM_UNIXTIME({seconds})) AS DATETIME(6))"
+    if base == "bit":
+        return f"CAST({value} AS UNSIGNED)"
+    return value
+
+
+def is_plain(column: Column) -> bool:
+    """Whether the column can be compared with a literal and mean what it means compared with a column of its own type."""
+    return type_of(column) in INTEGER or type_of(column) in {"char", "varchar"}
+
+
+def json_type(column: Column, *, typed: bool) -> str:
+    """The type of its text in JSON_TABLE: its own where that is to be compared and can be."""
+    base = type_of(column)
+    if (
+        typed
+        and base not in BINARY
+        and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}
+    ):
+        return column.type
+    return "LONGTEXT CHARACTER SET utf8mb4"

@@ -1,0 +1,160 @@
+"""How rows get into MariaDB's tables."""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from types import NoneType
+from typing import Any
+
+import orjson
+from pymysql.converters import escape_string
+
+from common.changes import SEPARATOR
+from common.dialects.base import Cursor, JsonWriter, Quote
+from common.dialects.mariadb_values import INTEGER, from_text, is_plain, json_type, type_of
+from common.dialects.script import Script
+from common.errors import NotApplicable, Unavailable
+from common.schema import Column, ListedTable
+
+_NUMBER = re.compile(r"-?[0-9]+")
+_SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
+_SLACK = 1024
+_OTHERWISE = re.compile(r"\\[uf]")  # the only escapes in a string of JSON that mean something else in one of MariaDB
+_BETWEEN = f"]{SEPARATOR}["
+VALUE_HERE = "\0"
+
+
+class MariadbWriter(JsonWriter):
+    """Frames through JSON_TABLE; keys with their column's own type and collation, so that the join uses the index, and so the
+    columns that the row filter names, so that it means the same as over the table."""
+
+    def __init__(self, table: ListedTable, names: Sequence[str], quote: Quote) -> None:
+        super().__init__(table, names, quote)
+        written_names = ", ".join(quote(column.name) for _, column in self.places)
+        self._table = quote(table.name)
+        self._into = f"INSERT INTO {quote(table.name)} ({written_names}) VALUES "
+        self._places = [(place, from_text(column, VALUE_HERE)) for place, column in self.places]
+        self._all_plain = [place for place, how in self._places if how == VALUE_HERE] == list(range(len(self.columns)))
+        self._keys_plain = all(map(is_plain, self.keys)) and not self.where
+        settable = self._places[len(self.keys) :] or self._places
+        self._sets = [(f"{quote(self.columns[place].name)} = ", place, how) for place, how in settable]
+        self._matches = [(f"{quote(c.name)} = ", type_of(c) in INTEGER) for c in self.keys]
+
+    def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
+        """See JsonWriter."""
+        if len(rows) > _SMALL:
+            self._fit(cursor, len(escape_string(rows).encode()) + len(statement.encode()), rows)
+        return super().execute(cursor, statement, rows)
+
+    def insert(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter. VALUES cost the server, and PyMySQL, much less than JSON_TABLE; rows that are not as our triggers write
+        them, and those that the row filter has to judge, go the other way."""
+        values = None if self.where else self._values(rows)
+        if values is None:
+            return super().insert(cursor, rows)
+        statement = self._into + values
+        if len(statement) > _SMALL:
+            self._fit(cursor, len(statement.encode()), rows)
+        cursor.execute(statement)
+        return cursor.rowcount
+
+    def update(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter. JSON_TABLE makes a table on disk for each statement, which costs more than the change of a single row."""
+        row = self._single(rows, len(self.columns))
+        match = None if row is None else self._match(row)
+        if row is None or match is None:
+            return super().update(cursor, rows)
+        sets = ", ".join([name + _spliced(how, row[place]) for name, place, how in self._sets])
+        cursor.execute(f"UPDATE {self._table} SET {sets} WHERE {match}")
+        return cursor.rowcount
+
+    def delete(self, cursor: Cursor, keys: str) -> int:
+        """See TableWriter; a single row as in `update`."""
+        row = self._single(keys, len(self.keys))
+        match = None if row is None else self._match(row)
+        if match is None:
+            return super().delete(cursor, keys)
+        cursor.execute(f"DELETE FROM {self._table} WHERE {match}")
+        return cursor.rowcount
+
+    def _single(self, rows: str, width: int) -> list[str | None] | None:
+        """The values of a single row; None where it is to go the other way."""
+        if not self._keys_plain or len(rows) > _SMALL or SEPARATOR in rows:
+            return None
+        parsed = _parsed(rows, width)
+        return None if parsed is None else parsed[0]
+
+    def _match(self, row: list[str | None]) -> str | None:
+        """The row with this key. Integers stand bare: compared with a text they would be compared as floats."""
+        parts = []
+        for (name, is_integer), value in zip(self._matches, row, strict=False):
+            if value is None or (is_integer and not _NUMBER.fullmatch(value)):
+                return None
+            parts.append(name + (value if is_integer else f"'{escape_string(value)}'"))
+        return " AND ".join(parts)
+
+    def _values(self, rows: str) -> str | None:
+        parsed = _parsed(rows, len(self.columns))
+        if parsed is None:
+            return None
+        if self._all_plain and not _OTHERWISE.search(rows):  # known now to be strings and nulls
+            return f"({rows[1:-1].replace(_BETWEEN, '),(')})"
+        return ",".join([f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed])
+
+    def _fit(self, cursor: Cursor, size: int, rows: str) -> None:
+        """The server cuts the connection for a statement above max_allowed_packet, so that is looked at before.
+
+        Raises NotApplicable for several rows (fewer may go), Unavailable for one: nothing is lost, and it goes on when the server's
+        operator has raised the variable.
+        """
+        asking: Any = cursor.direct if isinstance(cursor, Script) else cursor
+        asking.execute("SELECT @@max_allowed_packet")
+        packet = int(asking.fetchall()[0][0])
+        if size + _SLACK > packet:
+            reason = (
+                f"a change of table {self.table.name} needs a statement of {size} bytes, and max_allowed_packet is {packet}"
+            )
+            raise NotApplicable(reason) if SEPARATOR in rows else Unavailable(f"the database: {reason}; raise it there")
+
+    def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
+        """See JsonWriter."""
+        wanted, filtered = list(columns), self.where.lower()
+        table = ", ".join(
+            f"c{place} {json_type(c, typed=c in self.keys or c.name.lower() in filtered)} PATH '$[{place}]' ERROR ON ERROR"
+            for place, c, _ in wanted
+        )
+        values = ", ".join(f"{from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
+        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"
+
+    def update_sql(self) -> str:
+        """See JsonWriter."""
+        sets = self.assignments(with_key=False, prefix="t.")
+        return f"UPDATE {self.target} t JOIN ({self.rows_in()}) x ON {self.key_match()} SET {sets} WHERE TRUE{self.local_filter()}"
+
+    def delete_sql(self) -> str:
+        """See JsonWriter."""
+        return (
+            f"DELETE t FROM {self.target} t JOIN ({self.keys_in()}) x ON {self.key_match()} WHERE TRUE{self.local_filter()}"
+        )
+
+    def rekey_sql(self) -> str:
+        """See JsonWriter."""
+        rows = self.rows_in(offset=len(self.keys), old_key=True)
+        sets = self.assignments(with_key=True, prefix="t.")
+        return f"UPDATE {self.target} t JOIN ({rows}) x ON {self.key_match('stsync_old_')} SET {sets} WHERE TRUE{self.local_filter()}"
+
+
+def _parsed(rows: str, width: int) -> list[list[str | None]] | None:
+    """Rows as our triggers write them; None for others."""
+    try:
+        parsed: list[list[str | None]] = orjson.loads(f"[{rows}]")
+    except ValueError:
+        return None
+    if {list}.issuperset(map(type, parsed)) and {width}.issuperset(map(len, parsed)):
+        return parsed if {str, NoneType}.issuperset(map(type, chain.from_iterable(parsed))) else None
+    return None
+
+
+def _spliced(how: str, value: str | None) -> str:
+    literal = "NULL" if value is None else f"'{escape_string(value)}'"
+    return literal if how == VALUE_HERE else how.replace(VALUE_HERE, literal)

@@ -1,0 +1,143 @@
+"""Neighbours in the outbox that differ in nothing but their values are read as one where that is quicker, and only those."""
+
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import text
+
+from publisher import outbox
+from publisher.outbox import Page
+from tests.pipeline import Pipeline
+
+MANY = 3_000
+OF_UNITS = (
+    "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
+    " VALUES ('unit', 'I', :c, :r, :n, 1)"
+)
+COLUMNS = '["id","name","parent"]'
+
+
+def units(first: int, last: int) -> str:
+    return "INSERT INTO unit VALUES " + ", ".join(f"({one}, 'unit {one}', NULL)" for one in range(first, last))
+
+
+def pages(pipeline: Pipeline) -> list[Page]:
+    database = pipeline.primary.database
+    with database.connect(read_only=True) as connection:
+        found = list(outbox.pages(connection, database.dialect, 2_000))
+        connection.rollback()
+    return found
+
+
+def ids(pipeline: Pipeline) -> list[int]:
+    return [number for (number,) in pipeline.primary.rows("SELECT id FROM stsync_outbox ORDER BY id")]
+
+
+def changes(found: Sequence[Page]) -> list[tuple[str, ...]]:
+    return [
+        (row.table_name, row.kind, row.columns_json, one)
+        for page in found
+        for row in page.rows
+        for one in (row.rows_json.split(",\n") if row.row_count else [])
+    ]
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_many_alike_are_few_rows(pipeline: Pipeline) -> None:
+    pipeline.primary.execute(units(0, MANY))
+    found = pages(pipeline)
+    assert sum(len(page.rows) for page in found) < 25
+    assert [number for page in found for number in page.ids] == ids(pipeline)
+    assert [row for *_, row in changes(found)] == [f'["{one}", "unit {one}", null]' for one in range(MANY)]
+
+
+AMONG = {
+    "a change of another kind": ["UPDATE unit SET name = 'other' WHERE id = 3"],
+    "a change of another table": ["INSERT INTO account VALUES (1, 'a', NULL, NULL, NULL)"],
+    "a hole": ["DELETE FROM stsync_outbox WHERE id = (SELECT v FROM (SELECT max(id) AS v FROM stsync_outbox) x)"],
+    "what no change came of": ["UPDATE stsync_outbox SET row_count = 0 WHERE id % 100 = 7"],
+    "a program's": ["UPDATE stsync_outbox SET canonical = 0 WHERE id % 100 = 7"],
+    "another spelling": ["UPDATE stsync_outbox SET table_name = 'Unit' WHERE id % 100 = 7"],
+    "a space more": ["UPDATE stsync_outbox SET columns_json = CONCAT(columns_json, ' ') WHERE id % 100 = 7"],
+}
+
+
+@pytest.mark.parametrize("what", AMONG)
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_what_is_not_alike_keeps_its_place(pipeline: Pipeline, what: str) -> None:
+    """TRAPS 1: in id order, each with its own table, kind and columns."""
+    pipeline.primary.execute(units(0, 400), *AMONG[what], units(400, 700))
+    database = pipeline.primary.database
+    with database.connect(read_only=True) as connection:
+        cursor = connection.connection.cursor()
+        singly = outbox.page_of(outbox.Row(*row) for row in database.dialect.read_outbox(cursor, 0, 2_000))
+        cursor.close()
+    found = pages(pipeline)
+    assert changes(found) == changes([singly])
+    assert [number for page in found for number in page.ids] == ids(pipeline)
+    assert len(singly.rows) > 690
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_what_the_server_would_cut_short_is_whole(pipeline: Pipeline) -> None:
+    """Rows that became long: what was expected of those before would be more than the server joins."""
+    pipeline.primary.execute(units(0, 200))
+    with pipeline.primary.engine.connect() as connection:
+        for one in range(60):
+            connection.execute(
+                text("INSERT INTO account VALUES (:i, :n, NULL, :v, NULL)"),
+                {"i": one, "n": f"ä{one}", "v": "ü" * (10 if one < 20 else 30_000)},
+            )
+        connection.commit()
+    assert [number for page in pages(pipeline) for number in page.ids] == ids(pipeline)
+    pipeline.move()
+    assert pipeline.wrong() == []
+
+
+BAD = {
+    "as of two rows": '["7","a",null],\n["8","b",null]',
+    "with a separator within": '["7",\n"a",null]',
+    "no array": '"7"',
+    "no array, with a separator": '"7",\n"a"',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("place", [outbox.FEW, 60, 119])
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_bad_row_takes_none_of_its_neighbours_along(pipeline: Pipeline, bad: str, place: int) -> None:
+    """TRAPS 3: a program wrote it where triggers write; it alone is set aside."""
+    singly = [f"INSERT INTO unit VALUES ({one}, 'unit {one}', NULL)" for one in range(120)]
+    pipeline.primary.execute(*singly[:place])
+    pipeline.primary.execute(OF_UNITS, c=COLUMNS, r=bad, n=1)
+    pipeline.primary.execute(*singly[place:])
+    pipeline.move()
+    assert pipeline.wrong() == []
+    assert pipeline.primary.rows("SELECT rows_json FROM stsync_rejected") == [(bad,)]
+    assert pipeline.secondary.rows("SELECT count(*) FROM unit") == [(120,)]
+
+
+def test_rows_may_be_spaced_out(pipeline: Pipeline) -> None:
+    """A program may write as triggers do, and JSON as it likes."""
+    spaced = '["7","a\\"),(\\"9","70"] ,\n[ "70" , "b" , null ]'
+    pipeline.primary.execute(
+        "INSERT INTO unit VALUES (7, 'a\"),(\"9', NULL), (70, 'b', NULL)", "UPDATE unit SET parent = 70 WHERE id = 7"
+    )
+    pipeline.primary.execute("DELETE FROM stsync_outbox")
+    pipeline.primary.execute(OF_UNITS, c=COLUMNS, r=spaced, n=2)
+    pipeline.move()
+    assert pipeline.wrong() == []
+
+
+def test_few_after_many_and_none_after_few(pipeline: Pipeline) -> None:
+    pipeline.primary.execute(units(0, MANY))
+    drained = pipeline.relay.drain()
+    assert drained is not None
+    assert drained.changes == MANY
+    for one in range(3):
+        pipeline.primary.execute(f"UPDATE unit SET name = 'again {one}' WHERE id = 5")
+        drained = pipeline.relay.drain()
+        assert drained is not None
+        assert drained.changes == 1
+        assert pipeline.relay.drain() is None
+        assert ids(pipeline) == []
