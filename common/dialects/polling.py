@@ -7,7 +7,8 @@ from collections.abc import Callable
 from common.dialects.base import Stoppable
 
 _RELAX = 1.05  # each idle look waits this much longer than the one before: a twentieth of the time that nothing came
-_REST = 4  # so many times as long as a look took, which may be long: where much was deleted and is not yet cleared away
+# Looks may be long, where much was deleted and is not yet cleared away: the rest after two such is so many times as long.
+_LONG_S, _REST, _LONGEST_REST_S = 0.003, 10, 0.25
 
 
 class PollWaker:
@@ -29,16 +30,18 @@ class PollWaker:
         self._shortest, self._longest = poll_s
         self._pause = self._shortest
         self._woken = math.inf
+        self._looked_s = 0.0
 
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
         begun = time.monotonic()
         until = begun + timeout_s
-        looked_s = begun - self._woken if self._pending is None and self._pause else 0.0
+        before_s, self._looked_s = self._looked_s, begun - self._woken if self._pending is None and self._pause else 0.0
+        looked_s = min(before_s, self._looked_s)  # a single one may have met a slow disk
+        rest_s = min(_REST * looked_s, _LONGEST_REST_S) if looked_s > _LONG_S else 0.0
         while self._pending is None or not self._pending():
             left = until - time.monotonic()
-            pause = max(self._pause, min(_REST * looked_s, self._longest))
-            if left <= 0 or self._stop.wait(min(pause, left)):
+            if left <= 0 or self._stop.wait(min(max(self._pause, rest_s), left)):
                 return False
             self._pause = min(max(self._pause * _RELAX, self._shortest), self._longest)
             if self._pending is None:

@@ -327,7 +327,7 @@ def test_a_change_larger_than_a_packet_waits_for_the_operator(
     cluster.start()
     primary, node = cluster.primary, cluster.nodes["st2"]
     (packet,) = primary.rows("SELECT @@global.max_allowed_packet")[0]
-    primary.execute("INSERT INTO wide VALUES (1, REPEAT('''', :n))", n=packet * 3 // 5)
+    primary.execute("INSERT INTO wide VALUES (1, CONCAT(CHAR(12), REPEAT('''', :n)))", n=packet * 3 // 5)
     primary.execute("INSERT INTO wide VALUES (2, 'small')")
     wait_for(lambda: "max_allowed_packet" in node.log, "the reason in the log")
     administrator = create_engine(mariadb.admin_url, poolclass=NullPool)

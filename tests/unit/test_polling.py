@@ -1,6 +1,5 @@
 """Polling: quick under load, relaxed when idle, and never most of a core, however long a look takes."""
 
-import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -64,16 +63,32 @@ def test_after_something_came_it_looks_at_once_and_often(time: Time) -> None:
     assert time.waited == [0.0, SHORTEST_S]
 
 
-@pytest.mark.parametrize("look_s", [0.001, 0.005, 0.5])
+@pytest.mark.parametrize("look_s", [0.004, 0.01, 0.5])
 def test_a_long_look_is_followed_by_a_long_rest(time: Time, look_s: float) -> None:
     polls = waker(time)
     polls.wait(1.0)
     for _ in range(20):
         time.now += look_s
         polls.wait(1.0)
-    assert all(rest > min(4 * look_s, LONGEST_S) - 1e-9 for rest in time.waited[1:])
+    assert all(rest > min(10 * look_s, 0.25) - 1e-9 for rest in time.waited[2:])
+    assert max(time.waited) < max(10 * look_s, LONGEST_S) + 1e-9
+    assert max(time.waited) <= 0.25
+
+
+def test_a_single_long_look_changes_nothing(time: Time) -> None:
+    polls = waker(time)
+    for number in range(20):
+        time.now += 0.1 if number % 2 else 0.0004
+        polls.wait(1.0)
     assert max(time.waited) <= LONGEST_S
-    assert math.isfinite(sum(time.waited))
+
+
+def test_looks_of_every_day_change_nothing(time: Time) -> None:
+    polls = waker(time)
+    for _ in range(3):
+        time.now += 0.001
+        polls.wait(1.0)
+    assert max(time.waited) < 1.2 * SHORTEST_S
 
 
 def test_what_a_find_cost_is_no_reason_to_rest(time: Time) -> None:
