@@ -75,7 +75,7 @@ def show(columns: Mapping[str, Figures], notes: list[str], missed: list[str]) ->
     for name in columns:
         table.add_column(name, justify="right")
     table.add_column("mark", justify="right")
-    for line in LINES:
+    for line in _measured(columns):
         table.add_row(line.title, *(_cell(line, figures) for figures in columns.values()), line.mark)
     console.print(table)
     for note in notes:
@@ -89,10 +89,15 @@ def show(columns: Mapping[str, Figures], notes: list[str], missed: list[str]) ->
 def markdown(columns: Mapping[str, Figures], notes: list[str]) -> str:
     """For the README."""
     lines = ["| | " + " | ".join(columns) + " | mark |", "|---" + "|---:" * (len(columns) + 1) + "|"]
-    for line in LINES:
+    for line in _measured(columns):
         cells = " | ".join(_cell(line, figures) for figures in columns.values())
         lines.append(f"| {line.title} | {cells} | {line.mark} |")
     return "\n".join([*lines, "", *notes])
+
+
+def _measured(columns: Mapping[str, Figures]) -> list[Line]:
+    """The lines of the jobs that were done."""
+    return [line for line in LINES if any(name in figures for figures in columns.values() for name in line.names)]
 
 
 def _cell(line: Line, figures: Figures) -> str:
