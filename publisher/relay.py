@@ -83,8 +83,8 @@ class Relay:
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         dialect, limit = self._database.dialect, self._settings.page_rows
-        if not self._many:
-            take_sql = dialect.take_sql()
+        take_sql = dialect.take_sql()
+        if take_sql or not self._many:
             few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit)
             if few:
                 return self._drain_pages(writer, [outbox.page_of(few)], taken=take_sql is not None)
@@ -171,7 +171,7 @@ class Relay:
 def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
     """The rows of a page, neighbours of triggers that differ in nothing but what they say of their rows as one: where triggers
     run row by row, a bulk change is many thousands of them. Places that were kept for changes that did not come are left out."""
-    for (_, _, _, canonical), group in groupby(page, key=outbox.what):
+    for (_, _, _, canonical), group in groupby(page, key=outbox.head_of):
         rows = [row for row in group if row.row_count]
         if not canonical or len(rows) == 1:
             yield from rows
@@ -180,7 +180,7 @@ def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
             joined = some[0]._replace(
                 rows_json=SEPARATOR.join([row.rows_json for row in some]), row_count=sum(row.row_count for row in some)
             )
-            if _encodes(joined.rows_json) and _counts(joined) and all(row.rows_json.startswith("[") for row in some):
+            if _encodes(joined.rows_json) and _counts(joined):
                 yield joined
             else:
                 yield from some  # one of them alone is to be rejected
@@ -209,7 +209,7 @@ def _encodes(text: str) -> bool:
 
 def _counts(row: outbox.Row) -> bool:
     """Whether it says how many rows it holds; what it says may be anything, for any program that may write may say it."""
-    return row.row_count == row.rows_json.count(SEPARATOR) + 1 and row.rows_json.startswith("[")
+    return outbox.holds(row.rows_json, row.row_count)
 
 
 def _check(row: outbox.Row) -> None:

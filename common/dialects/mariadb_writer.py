@@ -19,9 +19,11 @@ from common.schema import Column, ListedTable
 _NUMBER = re.compile(r"-?[0-9]+")
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
-_OTHERWISE = re.compile(r"\\[uf]")  # the only escapes in a string of JSON that mean something else in one of MariaDB
+# The only escapes in a string of JSON that mean something else in one of MariaDB; before them an even number of backslashes.
+_ESCAPES = ("\\u", "\\f")
+_ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\[uf]")
 _BETWEEN = f"]{SEPARATOR}["
-VALUE_HERE = "\0"
+_VALUE_HERE = "\0"
 
 
 class MariadbWriter(JsonWriter):
@@ -33,8 +35,8 @@ class MariadbWriter(JsonWriter):
         written_names = ", ".join(quote(column.name) for _, column in self.places)
         self._table = quote(table.name)
         self._into = f"INSERT INTO {quote(table.name)} ({written_names}) VALUES "
-        self._places = [(place, from_text(column, VALUE_HERE)) for place, column in self.places]
-        self._all_plain = [place for place, how in self._places if how == VALUE_HERE] == list(range(len(self.columns)))
+        self._places = [(place, from_text(column, _VALUE_HERE)) for place, column in self.places]
+        self._all_plain = [place for place, how in self._places if how == _VALUE_HERE] == list(range(len(self.columns)))
         self._keys_plain = all(map(is_plain, self.keys)) and not self.where
         settable = self._places[len(self.keys) :] or self._places
         self._sets = [(f"{quote(self.columns[place].name)} = ", place, how) for place, how in settable]
@@ -97,8 +99,8 @@ class MariadbWriter(JsonWriter):
         parsed = _parsed(rows, len(self.columns))
         if parsed is None:
             return None
-        if self._all_plain and not _OTHERWISE.search(rows):  # known now to be strings and nulls
-            return f"({rows[1:-1].replace(_BETWEEN, '),(')})"
+        if self._all_plain and rows.endswith("]") and rows.count(_BETWEEN) == len(parsed) - 1 and not _escaped(rows):
+            return f"({rows[1:-1].replace(_BETWEEN, '),(')})"  # known now to be strings, nulls and what stands between them
         return ",".join([f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed])
 
     def _fit(self, cursor: Cursor, size: int, rows: str) -> None:
@@ -155,6 +157,11 @@ def _parsed(rows: str, width: int) -> list[list[str | None]] | None:
     return None
 
 
+def _escaped(rows: str) -> bool:
+    """Whether anything in them is to be read before MariaDB can."""
+    return any(one in rows for one in _ESCAPES) and _ESCAPED.search(rows) is not None
+
+
 def _spliced(how: str, value: str | None) -> str:
     literal = "NULL" if value is None else f"'{escape_string(value)}'"
-    return literal if how == VALUE_HERE else how.replace(VALUE_HERE, literal)
+    return literal if how == _VALUE_HERE else how.replace(_VALUE_HERE, literal)

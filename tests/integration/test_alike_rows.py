@@ -1,15 +1,23 @@
 """Neighbours in the outbox that differ in nothing but their values are read as one where that is quicker, and only those."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from common.dialects import mariadb_outbox
+from consumer.replay import Replayer
 from publisher import outbox
 from publisher.outbox import Page
 from tests.pipeline import Pipeline
 
 MANY = 3_000
+SPACED = [
+    '["70","b",null] ,\n[ "7" , "a\\"),(\\"9" , "70" ]',
+    '["70","b",null],\n["7","a\\"),(\\"9","70"] ',
+    '[ "70","b",null],\n["7","a\\"),(\\"9","70"\n]',
+]
 OF_UNITS = (
     "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
     " VALUES ('unit', 'I', :c, :r, :n, 1)"
@@ -94,6 +102,7 @@ def test_what_the_server_would_cut_short_is_whole(pipeline: Pipeline) -> None:
     assert pipeline.wrong() == []
 
 
+LATE = ",\n".join(f'{" " * (one > 300)}["{one}","{"n" * 1000}{one}",null]' for one in range(700))
 BAD = {
     "as of two rows": '["7","a",null],\n["8","b",null]',
     "with a separator within": '["7",\n"a",null]',
@@ -117,9 +126,58 @@ def test_a_bad_row_takes_none_of_its_neighbours_along(pipeline: Pipeline, bad: s
     assert pipeline.secondary.rows("SELECT count(*) FROM unit") == [(120,)]
 
 
-def test_rows_may_be_spaced_out(pipeline: Pipeline) -> None:
-    """A program may write as triggers do, and JSON as it likes."""
-    spaced = '["7","a\\"),(\\"9","70"] ,\n[ "70" , "b" , null ]'
+def test_a_long_bad_row_is_set_aside_too(pipeline: Pipeline) -> None:
+    """TRAPS 3, 29: a row that is cut into several frames must begin each of them as a frame begins."""
+    pipeline.primary.execute(OF_UNITS, c=COLUMNS, r=LATE, n=700)
+    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
+    pipeline.move()
+    assert pipeline.wrong() == []
+    assert pipeline.primary.rows("SELECT row_count FROM (SELECT count(*) AS row_count FROM stsync_rejected) x") == [(1,)]
+    assert pipeline.secondary.rows("SELECT id FROM unit") == [(1,)]
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+def test_many_bad_rows_that_became_long_are_set_aside(pipeline: Pipeline) -> None:
+    """In statements that a server takes whatever its max_allowed_packet is."""
+    with pipeline.primary.engine.connect() as connection:
+        for one in range(500):
+            bad = f'["{one}","{chr(92)}"{"n" * (100 if one < 20 else 2_000)}",null]'
+            connection.execute(text(OF_UNITS.replace("'I'", "'X'")), {"c": COLUMNS, "r": bad, "n": 1})
+        connection.commit()
+    pipeline.move()
+    assert pipeline.primary.rows("SELECT max(length(rows_json)) < 500000, count(*) > 1 FROM stsync_rejected") == [(1, 1)]
+    assert ids(pipeline) == []
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+@pytest.mark.parametrize("every", [20, 200, 1000])
+def test_what_is_not_found_alike_is_not_looked_for_again_and_again(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """To look in vain costs nearly as much as to read."""
+    for first in range(0, 12_000, every):
+        pipeline.primary.execute(units(first, first + every), f"UPDATE unit SET name = 'other {first}' WHERE id = {first}")
+    looked: list[bool] = []
+    plain = mariadb_outbox.read_alike
+
+    def counted(*given: Any) -> tuple[int, str] | None:
+        looked.append((found := plain(*given)) is not None)
+        return found
+
+    monkeypatch.setattr(mariadb_outbox, "read_alike", counted)
+    found = pages(pipeline)
+    assert [number for page in found for number in page.ids] == ids(pipeline)
+    assert looked.count(False) <= len(found) / 2 + 2
+
+
+@pytest.mark.parametrize("spaced", SPACED)
+def test_rows_may_be_spaced_out(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, spaced: str) -> None:
+    """A program may write as triggers do, and JSON as it likes; it is no reason to replay another way."""
+
+    def apply(*_: object, **__: object) -> None:
+        raise AssertionError("not at once")
+
+    monkeypatch.setattr(Replayer, "apply", apply)
     pipeline.primary.execute(
         "INSERT INTO unit VALUES (7, 'a\"),(\"9', NULL), (70, 'b', NULL)", "UPDATE unit SET parent = 70 WHERE id = 7"
     )

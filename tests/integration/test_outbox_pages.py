@@ -49,7 +49,7 @@ def test_what_is_long_is_not_taken_with_what_is_short(pipeline: Pipeline) -> Non
 def test_what_is_read_in_part_is_no_snapshot_afterwards(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain that ends in the middle, for whatever reason, must not have the next one see what is no more."""
     monkeypatch.setattr(outbox, "_PAGE_BYTES", 100)
-    monkeypatch.setattr(outbox, "_ALIKE_BYTES", 0)
+    monkeypatch.setattr(outbox, "_ALIKE", 0)
     database = pipeline.primary.database
     with database.connect(read_only=True) as connection:
         for count in (40, 41):

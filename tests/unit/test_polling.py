@@ -7,7 +7,7 @@ import pytest
 from common.dialects import polling
 from common.dialects.polling import PollWaker
 
-SHORTEST_S, LONGEST_S = 0.002, 0.040
+SHORTEST_S, LONGEST_S = 0.002, 0.2
 
 
 @dataclass
@@ -70,9 +70,8 @@ def test_a_long_look_is_followed_by_a_long_rest(time: Time, look_s: float) -> No
     for _ in range(20):
         time.now += look_s
         polls.wait(1.0)
-    assert all(rest > min(10 * look_s, 0.25) - 1e-9 for rest in time.waited[2:])
-    assert max(time.waited) < max(10 * look_s, LONGEST_S) + 1e-9
-    assert max(time.waited) <= 0.25
+    assert all(rest > min(10 * look_s, LONGEST_S) - 1e-9 for rest in time.waited[2:])
+    assert max(time.waited) <= LONGEST_S
 
 
 def test_a_single_long_look_changes_nothing(time: Time) -> None:
