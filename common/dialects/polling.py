@@ -7,8 +7,9 @@ from collections.abc import Callable
 from common.dialects.base import Stoppable
 
 _RELAX = 1.05  # each idle look waits this much longer than the one before: a twentieth of the time that nothing came
-# Looks may be long, where much was deleted and is not yet cleared away: the rest after two such is so many times as long.
-_LONG_S, _REST = 0.003, 10
+# Looks may be long, where much was deleted and is not yet cleared away: the rest after two such is so many times as long, within
+# what nobody notices who waits for a change.
+_LONG_S, _REST, _LONGEST_REST_S = 0.003, 4, 0.03
 
 
 class PollWaker:
@@ -39,7 +40,7 @@ class PollWaker:
         until = begun + timeout_s
         before_s, self._looked_s = self._looked_s, begun - self._woken if self._pending is None and self._pause else 0.0
         looked_s = min(before_s, self._looked_s)  # a single one may have met a slow disk
-        rest_s = min(_REST * looked_s, self._longest) if looked_s > _LONG_S else 0.0
+        rest_s = min(_REST * looked_s, _LONGEST_REST_S, self._longest) if looked_s > _LONG_S else 0.0
         while self._pending is None or not self._pending():
             left = until - time.monotonic()
             if left <= 0 or self._stop.wait(min(max(self._pause, rest_s), left)):
