@@ -453,7 +453,7 @@ def test_a_table_with_another_key_here_is_quarantined_alone(cluster: Cluster) ->
     primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
     wait_for(lambda: node.rows("SELECT id FROM unit") == [(1,)], "the other table goes on", 30)
     assert {(one["table"], "the schemas differ" in one["reason"]) for one in listed(node)} == {("login", True)}
-    assert node.status()["state"] == "in_sync"
+    wait_for(lambda: node.status()["state"] == "in_sync", "in_sync, as soon as it has heard the primary again", 30)
 
 
 def test_a_reason_shows_no_values(cluster: Cluster) -> None:
