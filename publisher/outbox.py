@@ -28,9 +28,8 @@ _AT_ONCE = 5_000
 _SHORT = 100  # a run up to here is no statement of its own
 FEW = 16  # they are read whatever their size
 _PAGE_BYTES = 4 << 20
-_ALIKE = (
-    192 << 10
-)  # so many characters are joined, or twice as many: the statement that rejects them is below any max_allowed_packet
+# So many characters are joined, or twice as many: the statement that rejects them is below any max_allowed_packet.
+_ALIKE = 192 << 10
 _TAKEN = 100
 _BEFORE_ALL = -(2**63)
 

@@ -180,7 +180,7 @@ def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
             joined = some[0]._replace(
                 rows_json=SEPARATOR.join([row.rows_json for row in some]), row_count=sum(row.row_count for row in some)
             )
-            if _encodes(joined.rows_json) and _counts(joined):
+            if _encodes(joined.rows_json) and outbox.holds(joined.rows_json, joined.row_count):
                 yield joined
             else:
                 yield from some  # one of them alone is to be rejected
@@ -207,13 +207,8 @@ def _encodes(text: str) -> bool:
         return False
 
 
-def _counts(row: outbox.Row) -> bool:
-    """Whether it says how many rows it holds; what it says may be anything, for any program that may write may say it."""
-    return outbox.holds(row.rows_json, row.row_count)
-
-
 def _check(row: outbox.Row) -> None:
     if not _encodes(row.rows_json) or not _encodes(row.table_name + row.columns_json):
         raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table")
-    if not _counts(row):
+    if not outbox.holds(row.rows_json, row.row_count):
         raise NotApplicable(f"it does not hold the {row.row_count} rows that it announces; programs leave `canonical` at 0")
