@@ -155,7 +155,9 @@ def _alike(cursor: Any, dialect: Dialect, before: Sequence[Row], limit: int) -> 
 
 def holds(rows: str, count: int) -> bool:
     """Whether a row's `rows_json` begins so many arrays; it may be anything, for any program may write into the outbox."""
-    return rows.startswith("[") and rows.count(SEPARATOR) == count - 1 == rows.count(f"{SEPARATOR}[")
+    if not rows.startswith("[") or rows.count(f"{SEPARATOR}[") != count - 1:
+        return False
+    return rows.count("\n") == count - 1 or rows.count(SEPARATOR) == count - 1  # the first is much quicker, and nearly always so
 
 
 def page_of(rows: Iterable[Row]) -> Page:

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from types import NoneType
+from functools import lru_cache
+from types import GenericAlias
 from typing import Any
 
-import orjson
+import msgspec
 from pymysql.converters import escape_string
 
 from common.changes import SEPARATOR
@@ -24,6 +24,7 @@ _ESCAPES = ("\\u", "\\f")
 _ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\[uf]")
 _BETWEEN = f"]{SEPARATOR}["
 _VALUE_HERE = "\0"
+_Row = tuple[str | None, ...]
 
 
 class MariadbWriter(JsonWriter):
@@ -79,14 +80,14 @@ class MariadbWriter(JsonWriter):
         cursor.execute(f"DELETE FROM {self._table} WHERE {match}")
         return cursor.rowcount
 
-    def _single(self, rows: str, width: int) -> list[str | None] | None:
+    def _single(self, rows: str, width: int) -> _Row | None:
         """The values of a single row; None where it is to go the other way."""
         if not self._keys_plain or len(rows) > _SMALL or SEPARATOR in rows:
             return None
         parsed = _parsed(rows, width)
         return None if parsed is None else parsed[0]
 
-    def _match(self, row: list[str | None]) -> str | None:
+    def _match(self, row: _Row) -> str | None:
         """The row with this key. Integers stand bare: compared with a text they would be compared as floats."""
         parts = []
         for (name, is_integer), value in zip(self._matches, row, strict=False):
@@ -146,20 +147,24 @@ class MariadbWriter(JsonWriter):
         return f"UPDATE {self.target} t JOIN ({rows}) x ON {self.key_match('stsync_old_')} SET {sets} WHERE TRUE{self.local_filter()}"
 
 
-def _parsed(rows: str, width: int) -> list[list[str | None]] | None:
+def _parsed(rows: str, width: int) -> list[_Row] | None:
     """Rows as our triggers write them; None for others."""
     try:
-        parsed: list[list[str | None]] = orjson.loads(f"[{rows}]")
-    except ValueError:
+        return _decoder(width).decode(f"[{rows}]")
+    except ValueError:  # what is no JSON, other types, or more or fewer values
         return None
-    if {list}.issuperset(map(type, parsed)) and {width}.issuperset(map(len, parsed)):
-        return parsed if {str, NoneType}.issuperset(map(type, chain.from_iterable(parsed))) else None
-    return None
+
+
+@lru_cache
+def _decoder(width: int) -> msgspec.json.Decoder[list[_Row]]:
+    """Decodes rows of so many texts or nulls."""
+    row = GenericAlias(tuple, (str | None,) * width)
+    return msgspec.json.Decoder(GenericAlias(list, (row,)))
 
 
 def _escaped(rows: str) -> bool:
     """Whether anything in them is to be read before MariaDB can."""
-    return any(one in rows for one in _ESCAPES) and _ESCAPED.search(rows) is not None
+    return "\\" in rows and any(one in rows for one in _ESCAPES) and _ESCAPED.search(rows) is not None
 
 
 def _spliced(how: str, value: str | None) -> str:
