@@ -1,8 +1,10 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, groupby
 
 import msgspec
 import structlog
@@ -19,8 +21,10 @@ from common.settings import RelaySettings
 from common.wire import Writer
 from publisher import contract, journal, outbox
 from publisher.composer import Batch, Composer, Head
+from publisher.overlap import ahead, behind
 
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
+_LONG = 1_000  # from so many rows on, threads of their own pay for reading and writing
 _JOIN_BYTES = 64 << 10
 _ID_BYTES = 20
 
@@ -35,12 +39,31 @@ class Drained:
     batches: tuple[Batch, ...]
 
 
+@dataclass
+class _Drain:
+    """A drain under way: what composes it, how many rows it took, and which of them are no change that could be applied."""
+
+    composer: Composer
+    rows: int = 0
+    unfit: list[tuple[outbox.Row, str]] = field(default_factory=list)
+    recent: list[Batch] | None = field(default_factory=list)  # None: so many that they are read from the journal again
+
+    def kept(self, batches: list[Batch]) -> list[Batch]:
+        """These, remembered for who publishes them unless all together are too large."""
+        if self.recent is not None:
+            self.recent += batches
+            if _bytes_in(self.recent) > _HOLD_BYTES:
+                self.recent = None
+        return batches
+
+
 class Relay:
     """Owns the outbox's end and the sequence. One thread uses it; it has two connections, one reads and one writes.
 
     A drain is one consistent read of all committed outbox rows, in id order, as one change set. The rows that were read (and no
     others: a lower id may commit later) are deleted in the transaction that writes the batches and moves the position. Where few
-    stand there and the database allows it, reading and deleting them is one statement of that transaction.
+    stand there and the database allows it, reading and deleting them is one statement of that transaction; where many do, pages are
+    read and written while others are composed (publisher.overlap).
     """
 
     def __init__(
@@ -92,47 +115,83 @@ class Relay:
             if few is not None:
                 return None
         try:
-            drained = self._drain_pages(writer, outbox.pages(reader, dialect, limit), taken=False)
+            drained = self._drain_all(writer, outbox.pages(reader, dialect, limit))
         finally:
             reader.rollback()
         self._many = drained is not None and drained.rows >= outbox.FEW
         return drained
 
+    def _drain_all(self, writer: Connection, pages: Iterator[outbox.Page]) -> Drained | None:
+        if self._database.dialect.one_writer:
+            return self._drain_pages(writer, pages, taken=False)
+        begun: list[outbox.Page] = []
+        for page in pages:
+            begun.append(page)
+            if sum(len(one.ids) for one in begun) >= _LONG:
+                return self._drain_long(writer, begun, pages)
+        return self._drain_pages(writer, begun, taken=False)
+
     def _drain_pages(self, writer: Connection, pages: Iterable[outbox.Page], *, taken: bool) -> Drained | None:
         """One change set of these rows; `taken`: they are removed already."""
-        composer = Composer(self._writer, self.position, self._settings.batch_bytes)
+        drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
         ids: list[int] = []
         held: list[Batch] = []
-        unfit: list[tuple[outbox.Row, str]] = []
-        written = 0
         for page in pages:
             ids += page.ids
-            for row in _joined(page.rows):
-                held += self._compose(composer, row, unfit)
-            if sum(len(batch.message) for batch in held) > _HOLD_BYTES:
+            held += self._composed(drain, page)
+            if _bytes_in(held) > _HOLD_BYTES:
                 journal.append(Script(writer), self.position.epoch, held)
-                written, held = written + len(held), []
+                held = []
         if not ids:
             return None
-        held += composer.finish()
-        outbox.reject(writer, unfit)
-        size = sum(len(batch.message) for batch in held) + len(ids) * _ID_BYTES
-        script = self._database.dialect.script(writer, size)
+        held += self._last(drain)
+        script = self._database.dialect.script(writer, _bytes_in(held) + len(ids) * _ID_BYTES)
         journal.append(script, self.position.epoch, held)
         if not taken:
             outbox.remove(script, self._database.dialect, ids)
-        installed_ms = self._present.installed_ms
-        nodestate.advance(script, self.position, composer.position, installed_ms)
+        return self._moved(writer, script, drain)
+
+    def _drain_long(self, writer: Connection, begun: Iterable[outbox.Page], pages: Iterator[outbox.Page]) -> Drained:
+        """As _drain_pages, of pages read already and those that follow: while one is composed, the next is read and what was composed
+        before is written, each on its own connection."""
+        drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
+        script = Script(writer)
+
+        def file(batches: Sequence[Batch], ids: Sequence[int]) -> None:
+            journal.append(script, self.position.epoch, batches)
+            outbox.remove(script, self._database.dialect, ids)
+
+        with behind() as run, closing(ahead(pages)) as following:
+            for page in chain(begun, following):
+                run(partial(file, self._composed(drain, page), page.ids))
+            run(partial(file, self._last(drain), ()))
+        return self._moved(writer, script, drain)
+
+    def _composed(self, drain: "_Drain", page: outbox.Page) -> list[Batch]:
+        batches: list[Batch] = []
+        for row in _joined(page.rows):
+            batches += self._compose(drain.composer, row, drain.unfit)
+        drain.rows += len(page.ids)
+        return drain.kept(batches)
+
+    def _last(self, drain: "_Drain") -> list[Batch]:
+        return drain.kept(list(drain.composer.finish()))
+
+    def _moved(self, writer: Connection, script: Script, drain: "_Drain") -> Drained:
+        """The end of the transaction: all is written but what is set aside, and the position."""
+        outbox.reject(writer, drain.unfit)
+        position, installed_ms = drain.composer.position, self._present.installed_ms
+        nodestate.advance(script, self.position, position, installed_ms)
         try:
             script.commit()
         except NotApplicable:
             writer.rollback()
             nodestate.expect(writer, self.position, installed_ms)
             raise
-        self.position = composer.position
-        for row, reason in unfit:
+        self.position = position
+        for row, reason in drain.unfit:
             self._log.error("outbox_row_rejected", table=row.table_name, reason=reason)
-        return Drained(composer.changes, len(ids), composer.position, tuple(held if not written else ()))
+        return Drained(drain.composer.changes, drain.rows, position, tuple(drain.recent or ()))
 
     def _compose(self, composer: Composer, row: outbox.Row, unfit: list[tuple[outbox.Row, str]]) -> list[Batch]:
         try:
@@ -198,6 +257,10 @@ def _bounded(rows: Iterable[outbox.Row]) -> Iterator[list[outbox.Row]]:
         size += len(row.rows_json)
     if some:
         yield some
+
+
+def _bytes_in(batches: Iterable[Batch]) -> int:
+    return sum(len(batch.message) for batch in batches)
 
 
 def _encodes(text: str) -> bool:

@@ -201,6 +201,8 @@ class Waker(Protocol):
 class EngineDialect(Protocol):
     """What every process needs: connections with pinned session settings, the service's lock, a waker."""
 
+    one_writer: bool  # a transaction that has written keeps every other from writing until it ends
+
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """An engine whose connections have the session settings that values need (DESIGN §4).
 

@@ -109,6 +109,7 @@ class Mariadb(ToldByTriggers):
         "DELETE o FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) x STRAIGHT_JOIN stsync_outbox o ON o.id = x.id"
     )
     replay_mark = "@stsync_replay IS NOT NULL"
+    one_writer = False
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
 
     def quote(self, name: str) -> str:

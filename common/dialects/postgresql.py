@@ -188,6 +188,7 @@ class Postgresql(ToldByTriggers):
     name = "postgresql"
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT json_array_elements_text(%s)::bigint)"
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
+    one_writer = False
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 
     def quote(self, name: str) -> str:

@@ -133,6 +133,7 @@ class Sqlite:
     name = "sqlite"
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT value FROM json_each(?))"
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
+    one_writer = True
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
 
     def quote(self, name: str) -> str:

@@ -334,9 +334,9 @@ def test_the_primary_is_heard_while_a_program_holds_the_write_lock(cluster: Clus
 
     cluster.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
     cluster.wait_equal()
+    wait_for(lambda: cluster.primary.rows("SELECT name FROM stsync_reports"), "reports, for which the primary writes too")
     with transaction(cluster.primary) as import_:
         import_.execute(text("INSERT INTO unit VALUES (2, 'two', NULL)"))
-        wait_for(lambda: cluster.primary.rows("SELECT name FROM stsync_reports"), "reports")
         before = heard()
         wait_for(lambda: heard() >= before + 5, "five heartbeats", 15)
         import_.commit()

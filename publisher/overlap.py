@@ -1,0 +1,77 @@
+"""What a long drain does at the same time: the next page is read, and the one before it is filed, while one is composed."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Final, Self, TypeVar
+
+_BACKLOG: Final = 2  # tasks that wait; a page each
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item]:
+    """The items, each fetched in a thread of its own while the caller works on the one before it.
+
+    To be closed by its caller: then nothing is fetched any more.
+    """
+    with _Worker("stsync-relay-ahead") as worker:
+        fetch = partial(next, items, None)
+        following = worker.submit(fetch)
+        while (item := following.result()) is not None:
+            following = worker.submit(fetch)
+            yield item
+
+
+@contextmanager
+def behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Takes tasks and runs them in order in a thread of its own; all have run at the end. Raises what a task raised, at one of the
+    next or at the end; what was given after it may have run."""
+    with _Worker("stsync-relay-behind") as worker:
+        waiting: deque[Future[None]] = deque()
+
+        def run(task: Callable[[], None]) -> None:
+            while len(waiting) > _BACKLOG:
+                waiting.popleft().result()
+            waiting.append(worker.submit(task))
+
+        yield run
+        for one in waiting:
+            one.result()
+
+
+class _Worker:
+    """Runs tasks in order in a thread of its own; all have run when it is left. (An executor's threads would keep the process from
+    ending while a database says nothing; this one is a daemon, as the service's other threads are.)"""
+
+    def __init__(self, name: str) -> None:
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tasks.put(None)
+        self._thread.join()
+
+    def submit(self, task: Callable[[], Item]) -> Future[Item]:
+        """What comes of it, when it has run."""
+        future: Future[Item] = Future()
+        self._tasks.put(partial(_settle, future, task))
+        return future
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
+
+
+def _settle(future: Future[Item], task: Callable[[], Item]) -> None:
+    try:
+        future.set_result(task())
+    except BaseException as exc:  # noqa: BLE001 (raised again where the result is wanted)
+        future.set_exception(exc)
