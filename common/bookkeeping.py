@@ -51,6 +51,14 @@ outbox = Table(
     Column("canonical", Integer, nullable=False, server_default=text("0")),
     **_OPTIONS,
 )
+# Runs of the outbox's ids whose rows the journal has: nobody reads them again, and they are removed later (publisher.taken).
+taken = Table(
+    "stsync_taken",
+    metadata,
+    Column("first_id", _Id, primary_key=True, autoincrement=False),
+    Column("last_id", BigInteger, nullable=False),
+    **_OPTIONS,
+)
 # Outbox rows that are no change anybody could apply: kept, counted, shown, never published.
 rejected = Table(
     "stsync_rejected",

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.engine import Connection
 
 from common import capture_check, freshness, nodestate
-from common.bookkeeping import journal, outbox, rejected, reports
+from common.bookkeeping import journal, outbox, rejected, reports, taken
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState, Role, State
@@ -191,8 +191,10 @@ def _secondary(
 
 
 def _waiting(connection: Connection) -> int:
-    """Outbox rows that hold changes; SQLite's triggers may leave some that hold none."""
-    return int(connection.execute(select(func.count()).select_from(outbox).where(outbox.c.row_count > 0)).scalar_one())
+    """Outbox rows that hold changes which the journal has not; SQLite's triggers may leave some that hold none."""
+    has_it = exists().where(outbox.c.id.between(taken.c.first_id, taken.c.last_id))
+    waiting = select(func.count()).select_from(outbox).where(outbox.c.row_count > 0, ~has_it)
+    return int(connection.execute(waiting).scalar_one())
 
 
 def _own_state(

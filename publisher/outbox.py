@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from common.bookkeeping import rejected
 from common.changes import SEPARATOR, Kind
 from common.dialects import dialect_for
-from common.dialects.base import Dialect, columns_json, raw_cursor
+from common.dialects.base import Dialect, Run, columns_json, raw_cursor
 from common.dialects.script import Script
 from common.errors import NotApplicable
 from common.nodestate import now_ms
@@ -113,19 +113,19 @@ def _given(table: Table, row: Mapping[str, Any], what: str) -> list[tuple[Column
     return [(column, row[name]) for name in names if (column := table.column(name)) is not None]
 
 
-def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[Page]:
-    """Everything committed that stands in the outbox, in id order, in pages of at most `limit` rows and about _PAGE_BYTES, but for the
-    first, which is short (TRAPS 1).
+def pages(connection: Connection, dialect: Dialect, limit: int, without: Sequence[Run] = ()) -> Iterator[Page]:
+    """Everything committed that stands in the outbox (but for the runs `without`), in id order, in pages of at most `limit` rows and
+    about _PAGE_BYTES, but for the first, which is short (TRAPS 1).
 
     The connection must read one snapshot throughout: the caller's transaction is repeatable read where there is more than a page.
     """
     cursor = raw_cursor(connection)
-    page = page_of(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, min(FEW, limit))))
+    page = page_of(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, min(FEW, limit), without=without)))
     count, miss, plain = FEW, 1, 0
     while page.rows:
         yield page
         last, count = page.rows[-1], min(2 * count, limit)
-        found = None if plain else _alike(cursor, dialect, page.rows[-2:], limit)
+        found = None if plain else _alike(cursor, dialect, page.rows[-2:], limit, without)
         if found is not None:
             page, miss = found, 1
             continue
@@ -133,17 +133,17 @@ def pages(connection: Connection, dialect: Dialect, limit: int) -> Iterator[Page
             plain -= 1
         else:  # it was looked for in vain, which costs nearly as much as reading
             plain, miss = miss, 2 * miss
-        page = page_of(map(Row._make, dialect.read_outbox(cursor, last.id, count, _PAGE_BYTES)))
+        page = page_of(map(Row._make, dialect.read_outbox(cursor, last.id, count, _PAGE_BYTES, without)))
     cursor.close()
 
 
-def _alike(cursor: Any, dialect: Dialect, before: Sequence[Row], limit: int) -> Page | None:
+def _alike(cursor: Any, dialect: Dialect, before: Sequence[Row], limit: int, without: Sequence[Run]) -> Page | None:
     """What follows a row in the outbox and differs from it in nothing but its values, as one row; `before`: the last two rows."""
     last = before[-1]
     count = min(limit, _ALIKE * last.row_count // max(1, len(last.rows_json)))
     if count < FEW or not last.canonical or head_of(before[0]) != head_of(last):
         return None
-    found = dialect.read_alike(cursor, last, count)
+    found = dialect.read_alike(cursor, last, count, without)
     if found is None:
         return None
     number, rows = found
@@ -168,12 +168,12 @@ def page_of(rows: Iterable[Row]) -> Page:
     return Page(found, [row.id for row in found])
 
 
-def peek(connection: Connection, dialect: Dialect, limit: int) -> list[Row] | None:
-    """Everything committed that stands in the outbox, in id order, read by one statement and so as one snapshot, outside of any
-    transaction; None where there may be more than a few."""
+def peek(connection: Connection, dialect: Dialect, limit: int, without: Sequence[Run] = ()) -> list[Row] | None:
+    """Everything committed that stands in the outbox (but for the runs `without`), in id order, read by one statement and so as one
+    snapshot, outside of any transaction; None where there may be more than a few."""
     cursor = connection.connection.cursor()
     count = min(FEW, limit)
-    found = list(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, count)))
+    found = list(map(Row._make, dialect.read_outbox(cursor, _BEFORE_ALL, count, without=without)))
     cursor.close()
     return found if len(found) < count else None
 

@@ -1,5 +1,6 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from common.errors import NotApplicable
 from common.live_lists import Lists
 from common.settings import RelaySettings
 from common.wire import Writer
-from publisher import contract, journal, outbox
+from publisher import contract, journal, outbox, taken
 from publisher.composer import Batch, Composer, Head
 from publisher.overlap import ahead, behind
 
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
+_SWEEP_AFTER_S = 1.0  # without a change
+_SWEEP_WITHIN_S = 10.0  # with changes all the time
 _LONG = 1_000  # from so many rows on, threads of their own pay for reading and writing
 _JOIN_BYTES = 64 << 10
 _ID_BYTES = 20
@@ -61,9 +64,9 @@ class Relay:
     """Owns the outbox's end and the sequence. One thread uses it; it has two connections, one reads and one writes.
 
     A drain is one consistent read of all committed outbox rows, in id order, as one change set. The rows that were read (and no
-    others: a lower id may commit later) are deleted in the transaction that writes the batches and moves the position. Where few
-    stand there and the database allows it, reading and deleting them is one statement of that transaction; where many do, pages are
-    read and written while others are composed (publisher.overlap).
+    others: a lower id may commit later) are deleted, or noted as taken, in the transaction that writes the batches and moves the
+    position. Where few stand there and the database allows it, reading and deleting them is one statement of that transaction; where
+    many do, pages are read and written while others are composed (publisher.overlap, publisher.taken).
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Relay:
         self.position = position
         self._log = structlog.get_logger("relay")
         self._connections: tuple[Connection, Connection] | None = None
+        self._taken: taken.Runs = ()
+        self._found = self._noted = time.monotonic()
         self._many = False  # the last drain brought many rows, and so, it seems, will the next
         self._heads: dict[tuple[str, str], tuple[Kind, tuple[str, ...]]] = {}
 
@@ -102,20 +107,26 @@ class Relay:
         reader, writer = self._open()
         self._present = self._lists()
         with self._database.guard():
-            return self._drain(reader, writer)
+            now = time.monotonic()
+            if self._taken and (now - self._found > _SWEEP_AFTER_S or now - self._noted > _SWEEP_WITHIN_S):
+                self._taken = taken.sweep(writer, self._database.dialect, self._taken)
+            drained = self._drain(reader, writer)
+            if drained is not None:
+                self._found = time.monotonic()
+        return drained
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         dialect, limit = self._database.dialect, self._settings.page_rows
         take_sql = dialect.take_sql()
         if take_sql or not self._many:
-            few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit)
+            few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit, self._taken)
             if few:
                 return self._drain_pages(writer, [outbox.page_of(few)], taken=take_sql is not None)
             writer.rollback()
             if few is not None:
                 return None
         try:
-            drained = self._drain_all(writer, outbox.pages(reader, dialect, limit))
+            drained = self._drain_all(writer, outbox.pages(reader, dialect, limit, self._taken))
         finally:
             reader.rollback()
         self._many = drained is not None and drained.rows >= outbox.FEW
@@ -155,17 +166,26 @@ class Relay:
         """As _drain_pages, of pages read already and those that follow: while one is composed, the next is read and what was composed
         before is written, each on its own connection."""
         drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
-        script = Script(writer)
+        script, dialect = Script(writer), self._database.dialect
+        ids: list[int] = []
 
-        def file(batches: Sequence[Batch], ids: Sequence[int]) -> None:
+        def file(batches: Sequence[Batch], page: Sequence[int]) -> None:
             journal.append(script, self.position.epoch, batches)
-            outbox.remove(script, self._database.dialect, ids)
+            if dialect.removes_late:
+                ids.extend(page)
+            else:
+                outbox.remove(script, dialect, page)
 
         with behind() as run, closing(ahead(pages)) as following:
             for page in chain(begun, following):
                 run(partial(file, self._composed(drain, page), page.ids))
             run(partial(file, self._last(drain), ()))
-        return self._moved(writer, script, drain)
+        left = taken.take(script, dialect, ids, self._taken)
+        drained = self._moved(writer, script, drain)
+        if not self._taken:
+            self._noted = time.monotonic()
+        self._taken = left
+        return drained
 
     def _composed(self, drain: "_Drain", page: outbox.Page) -> list[Batch]:
         batches: list[Batch] = []
@@ -224,6 +244,9 @@ class Relay:
     def _open(self) -> tuple[Connection, Connection]:
         if self._connections is None:
             self._connections = (self._database.open(read_only=True), self._database.open())
+            with self._database.guard():
+                self._taken = taken.load(self._connections[1])
+                self._connections[1].rollback()
         return self._connections
 
 

@@ -66,6 +66,14 @@ class Pipeline:
         self.applier.work(self._connection, [replace(one, redelivered=True) for one in self._taken])
         self._connection.rollback()
 
+    def waiting(self) -> int:
+        """How many rows of the outbox the journal has not."""
+        statement = (
+            "SELECT count(*) FROM stsync_outbox o WHERE NOT EXISTS"
+            " (SELECT 1 FROM stsync_taken t WHERE o.id BETWEEN t.first_id AND t.last_id)"
+        )
+        return int(self.primary.rows(statement)[0][0])
+
     def wrong(self) -> list[str]:
         """What is not as it should be after a move: rows that differ, changes that wait."""
         waiting = self.secondary.rows("SELECT table_name, kind, row_json, reason FROM stsync_quarantine")

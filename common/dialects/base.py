@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from common.dialects.script import Script
 
 CANONICAL = 1  # of an outbox row: our triggers wrote it
-UNCHECKED = 2  # the same, for a writer who had foreign keys switched off
+Run = tuple[int, int]  # ids from the first to the last, without a hole
+UNCHECKED = CANONICAL + 1  # the same, for a writer who had foreign keys switched off
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class EngineDialect(Protocol):
     """What every process needs: connections with pinned session settings, the service's lock, a waker."""
 
     one_writer: bool  # a transaction that has written keeps every other from writing until it ends
+    removes_late: bool  # removing rows of the outbox costs so much that many are removed when nothing else is to be done
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """An engine whose connections have the session settings that values need (DESIGN §4).
@@ -225,11 +227,16 @@ class EngineDialect(Protocol):
         consistent read of what is committed, but NULL for `rows_json` where that is long; None where it would wait for open
         transactions or keep others waiting."""
 
-    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(
+        self, cursor: Any, after: int, limit: int, max_bytes: int | None = None, without: Sequence[Run] = ()
+    ) -> Sequence[tuple[Any, ...]]:
         """The first rows of the outbox above an id, in id order, as (id, table_name, kind, columns_json, rows_json, row_count,
-        canonical): at most `limit`, and as many as have `max_bytes` together, but at least one if there is any."""
+        canonical): at most `limit`, and as many as have `max_bytes` together, but at least one if there is any; never one of
+        `without`."""
 
-    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+    def read_alike(
+        self, cursor: Any, like: Sequence[Any], limit: int, without: Sequence[Run] = ()
+    ) -> tuple[int, str] | None:
         """The rows that follow one of `read_outbox` with ids without a hole, at most `limit`, where each is one change and in nothing
         else different from it: their number and their `rows_json`, joined as in a frame. None where it is not so, or where the
         database can do no better than `read_outbox`."""
@@ -437,19 +444,25 @@ QUICK_CURSOR = "stsync.quick_cursor"  # in a connection's info: what makes curso
 OUTBOX_COLUMNS = "id, table_name, kind, columns_json, rows_json, row_count, canonical"
 
 
-def fitting(cursor: Any, size: str, after: int, limit: int, max_bytes: int | None) -> int:
+def outside(runs: Iterable[Run]) -> str:
+    """SQL that goes on with `AND`: the id is in none of these runs."""
+    return "".join([f" AND (id < {first:d} OR id > {last:d})" for first, last in runs])
+
+
+def fitting(cursor: Any, size: str, after: int, limit: int, max_bytes: int | None, without: Iterable[Run] = ()) -> int:
     """How many rows of the outbox above an id have so many bytes together, `size` being the SQL for one's, at least one and at most
     `limit`; for databases that hand over the whole result of a statement."""
     if max_bytes is None:
         return limit
-    cursor.execute(f"SELECT {size} FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s", (after, limit))
+    cursor.execute(f"SELECT {size} FROM stsync_outbox WHERE id > %s{outside(without)} ORDER BY id LIMIT %s", (after, limit))
     sizes: list[int] = [size for (size,) in cursor.fetchall()]
     return max(1, sum(total <= max_bytes for total in accumulate(sizes)))
 
 
-def read_plainly(cursor: Any, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+def read_plainly(cursor: Any, after: int, limit: int, without: Iterable[Run] = ()) -> Sequence[tuple[Any, ...]]:
     """Every column by itself, where the driver is quick."""
-    cursor.execute(f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s", (after, limit))
+    where = f"id > %s{outside(without)}"
+    cursor.execute(f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE {where} ORDER BY id LIMIT %s", (after, limit))
     found: list[tuple[Any, ...]] = cursor.fetchall()
     return found
 

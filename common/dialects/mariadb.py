@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool
 from common.dialects import mariadb_ddl, mariadb_outbox
 from common.dialects.base import (
     KEEPALIVE,
+    Run,
     Stoppable,
     TableWriter,
     ToldByTriggers,
@@ -110,6 +111,7 @@ class Mariadb(ToldByTriggers):
     )
     replay_mark = "@stsync_replay IS NOT NULL"
     one_writer = False
+    removes_late = True
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
 
     def quote(self, name: str) -> str:
@@ -175,13 +177,17 @@ class Mariadb(ToldByTriggers):
         """See EngineDialect: a DELETE would wait for every open transaction that wrote into the outbox."""
         return None
 
-    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(
+        self, cursor: Any, after: int, limit: int, max_bytes: int | None = None, without: Sequence[Run] = ()
+    ) -> Sequence[tuple[Any, ...]]:
         """See EngineDialect."""
-        return mariadb_outbox.read(cursor, after, limit, max_bytes)
+        return mariadb_outbox.read(cursor, after, limit, max_bytes, without)
 
-    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+    def read_alike(
+        self, cursor: Any, like: Sequence[Any], limit: int, without: Sequence[Run] = ()
+    ) -> tuple[int, str] | None:
         """See EngineDialect."""
-        return mariadb_outbox.read_alike(cursor, like, limit)
+        return mariadb_outbox.read_alike(cursor, like, limit, without)
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
         """See EngineDialect. To ask is a round trip here, as to look is; either is done less often."""

@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Iterable
 
-from common.dialects.base import CANONICAL, UNCHECKED, Trigger, columns_json
+from common.dialects.base import UNCHECKED, Trigger, columns_json
 from common.dialects.mariadb_values import TEXT, literal, quote, text_of, type_of
 from common.schema import Column, ListedTable
 
-_CANONICAL = f"IF(@@foreign_key_checks, {CANONICAL}, {UNCHECKED})"
+_CANONICAL = f"{UNCHECKED} - @@foreign_key_checks"  # which is CANONICAL where they are on: quicker than an IF
 
 
 def triggers(table: ListedTable) -> list[Trigger]:
@@ -49,10 +49,8 @@ def _altered(table: str) -> str:
 
 def _emit(table: ListedTable, kind: str, row: str, columns: Iterable[Column]) -> str:
     names = columns_json(c.name for c in columns)
-    return (
-        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
-        f" VALUES ({literal(table.name)}, '{kind}', {literal(names)}, {row}, 1, {_CANONICAL});"
-    )
+    # All of the outbox's columns, unnamed: names are looked up for each row.
+    return f"INSERT INTO stsync_outbox VALUES (NULL, {literal(table.name)}, '{kind}', {literal(names)}, {row}, 1, {_CANONICAL});"
 
 
 def _when(table: ListedTable, alias: str, statement: str) -> str:

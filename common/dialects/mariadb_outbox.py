@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.changes import SEPARATOR
-from common.dialects.base import fitting, read_plainly
+from common.dialects.base import Run, fitting, outside, read_plainly
 
 _READ_SQL = (
     "SELECT CONCAT_WS(' ', id, row_count, canonical, CHAR_LENGTH(table_name), CHAR_LENGTH(kind),"
-    " CONCAT(table_name, kind, columns_json)), rows_json FROM stsync_outbox WHERE id > %s ORDER BY id LIMIT %s"
+    " CONCAT(table_name, kind, columns_json)), rows_json FROM stsync_outbox WHERE id > %s"
 )
 _ALIKE_SQL = (
     "SELECT COUNT(*), MAX(id), SUM(BINARY table_name = BINARY %s AND BINARY kind = BINARY %s AND BINARY columns_json = BINARY %s"
@@ -17,21 +17,21 @@ _ALIKE_SQL = (
 )
 
 
-def read(cursor: Any, after: int, limit: int, max_bytes: int | None) -> Sequence[tuple[Any, ...]]:
+def read(cursor: Any, after: int, limit: int, max_bytes: int | None, without: Sequence[Run]) -> Sequence[tuple[Any, ...]]:
     """See EngineDialect.read_outbox: in two columns, and what repeats from row to row is taken apart once."""
-    count = fitting(cursor, "length(rows_json)", after, limit, max_bytes)
-    cursor.execute(_READ_SQL, (after, count))
+    count = fitting(cursor, "length(rows_json)", after, limit, max_bytes, without)
+    cursor.execute(f"{_READ_SQL}{outside(without)} ORDER BY id LIMIT %s", (after, count))
     rows = cursor.fetchall()
     try:
         return _apart(rows)
     except ValueError:  # together too long for max_allowed_packet, and so NULL
-        return read_plainly(cursor, after, count)
+        return read_plainly(cursor, after, count, without)
 
 
-def read_alike(cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+def read_alike(cursor: Any, like: Sequence[Any], limit: int, without: Sequence[Run]) -> tuple[int, str] | None:
     """See EngineDialect.read_alike. What the server cut short (group_concat_max_len, max_allowed_packet) is not taken."""
     after, table, kind, columns, _, _, canonical = like
-    cursor.execute(_ALIKE_SQL, (table, kind, columns, canonical, SEPARATOR, after, after + limit))
+    cursor.execute(_ALIKE_SQL + outside(without), (table, kind, columns, canonical, SEPARATOR, after, after + limit))
     count, last, alike, size, rows = cursor.fetchone()
     if not count or alike != count or last != after + count or rows is None:
         return None

@@ -37,7 +37,9 @@ def text_of(column: Column, reference: str) -> str:
     if base == "longtext":  # which JSON is an alias of, and JSON_ARRAY would embed it as JSON: null for 'null'
         return f"CONCAT('', CONVERT({reference} USING utf8mb4))"
     if base in TEXT:
-        return f"CONVERT({reference} USING utf8mb4)"
+        return reference if "CHARACTER SET utf8mb4 " in column.type else f"CONVERT({reference} USING utf8mb4)"
+    if base in INTEGER:
+        return f"CONCAT({reference})"  # as CAST, and quicker
     return f"CAST({reference} AS CHAR)"
 
 

@@ -21,6 +21,7 @@ from common.dialects.base import (
     OUTBOX_COLUMNS,
     QUICK_CURSOR,
     UNCHECKED,
+    Run,
     Stoppable,
     TableWriter,
     ToldByTriggers,
@@ -189,6 +190,7 @@ class Postgresql(ToldByTriggers):
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT json_array_elements_text(%s)::bigint)"
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     one_writer = False
+    removes_late = False
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 
     def quote(self, name: str) -> str:
@@ -263,11 +265,16 @@ class Postgresql(ToldByTriggers):
         """See EngineDialect: a DELETE neither sees nor waits for what is not committed."""
         return _TAKE_SQL
 
-    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(
+        self, cursor: Any, after: int, limit: int, max_bytes: int | None = None, without: Sequence[Run] = ()
+    ) -> Sequence[tuple[Any, ...]]:
         """See EngineDialect."""
-        return read_plainly(cursor, after, fitting(cursor, "octet_length(rows_json)", after, limit, max_bytes))
+        count = fitting(cursor, "octet_length(rows_json)", after, limit, max_bytes, without)
+        return read_plainly(cursor, after, count, without)
 
-    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+    def read_alike(
+        self, cursor: Any, like: Sequence[Any], limit: int, without: Sequence[Run] = ()
+    ) -> tuple[int, str] | None:
         """See EngineDialect: triggers write one row for many changes."""
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:

@@ -20,12 +20,14 @@ from sqlalchemy.pool import NullPool
 from common.dialects.base import (
     OUTBOX_COLUMNS,
     JsonNumber,
+    Run,
     Stoppable,
     TableWriter,
     Trigger,
     Waker,
     by_name,
     json_text,
+    outside,
     raw_cursor,
 )
 from common.dialects.polling import PollWaker
@@ -134,6 +136,7 @@ class Sqlite:
     remove_sql = "DELETE FROM stsync_outbox WHERE id IN (SELECT value FROM json_each(?))"
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     one_writer = True
+    removes_late = False
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
 
     def quote(self, name: str) -> str:
@@ -228,21 +231,25 @@ class Sqlite:
         """See EngineDialect: a DELETE needs the write lock, and programs may hold that for long with nothing for us."""
         return None
 
-    def read_outbox(self, cursor: Any, after: int, limit: int, max_bytes: int | None = None) -> Sequence[tuple[Any, ...]]:
+    def read_outbox(
+        self, cursor: Any, after: int, limit: int, max_bytes: int | None = None, without: Sequence[Run] = ()
+    ) -> Sequence[tuple[Any, ...]]:
         """See EngineDialect. The driver's own way to read text is the quickest, but knows only UTF-8."""
         link: sqlite3.Connection = cursor.connection
         link.text_factory = str
         try:
-            return _read_outbox(link, after, limit, max_bytes)
+            return _read_outbox(link, after, limit, max_bytes, without)
         except sqlite3.OperationalError as exc:
             if hasattr(exc, "sqlite_errorcode"):  # it is SQLite's own
                 raise
             link.text_factory = _text
-            return _read_outbox(link, after, limit, max_bytes)
+            return _read_outbox(link, after, limit, max_bytes, without)
         finally:
             link.text_factory = _text
 
-    def read_alike(self, cursor: Any, like: Sequence[Any], limit: int) -> tuple[int, str] | None:
+    def read_alike(
+        self, cursor: Any, like: Sequence[Any], limit: int, without: Sequence[Run] = ()
+    ) -> tuple[int, str] | None:
         """See EngineDialect: reading costs little here."""
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
@@ -415,8 +422,10 @@ class Sqlite:
         return NotApplicable(str(exc))
 
 
-def _read_outbox(link: sqlite3.Connection, after: int, limit: int, max_bytes: int | None) -> list[tuple[Any, ...]]:
-    statement = f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > ? ORDER BY id LIMIT ?"
+def _read_outbox(
+    link: sqlite3.Connection, after: int, limit: int, max_bytes: int | None, without: Sequence[Run]
+) -> list[tuple[Any, ...]]:
+    statement = f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > ?{outside(without)} ORDER BY id LIMIT ?"
     found: list[tuple[Any, ...]] = []
     room = max_bytes
     with closing(link.execute(statement, (after, limit))) as cursor:  # one that is left half read keeps its snapshot

@@ -198,4 +198,4 @@ def test_few_after_many_and_none_after_few(pipeline: Pipeline) -> None:
         assert drained is not None
         assert drained.changes == 1
         assert pipeline.relay.drain() is None
-        assert ids(pipeline) == []
+        assert pipeline.waiting() == 0

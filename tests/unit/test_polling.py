@@ -45,7 +45,7 @@ def waker(time: Time) -> PollWaker:
 
 def test_looks_come_less_often_the_longer_nothing_comes(time: Time) -> None:
     polls = waker(time)
-    for _ in range(200):
+    for _ in range(300):
         assert polls.wait(1.0)
     assert time.waited[0] == SHORTEST_S
     assert time.waited == sorted(time.waited)
@@ -54,7 +54,7 @@ def test_looks_come_less_often_the_longer_nothing_comes(time: Time) -> None:
 
 def test_after_something_came_it_looks_at_once_and_often(time: Time) -> None:
     polls = waker(time)
-    for _ in range(200):
+    for _ in range(300):
         polls.wait(1.0)
     polls.found()
     time.waited.clear()
