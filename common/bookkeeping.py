@@ -13,9 +13,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    exists,
+    func,
+    select,
     text,
 )
 from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Connection
 
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _Long = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
@@ -194,6 +198,13 @@ replacing = Table(
     Index("stsync_replacing_cause", "table_name", "cause"),
     info={"only": "sqlite"},
 )
+
+
+def waiting(connection: Connection) -> int:
+    """How many rows of the outbox hold changes that the journal has not; SQLite's triggers may leave some that hold none."""
+    has_it = exists().where(outbox.c.id.between(taken.c.first_id, taken.c.last_id))
+    found = select(func.count()).select_from(outbox).where(outbox.c.row_count > 0, ~has_it)
+    return int(connection.execute(found).scalar_one())
 
 
 def tables_of(dialect: str) -> list[Table]:

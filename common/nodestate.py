@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, func, inspect, select, update
 from sqlalchemy.engine import Connection
 
-from common.bookkeeping import clocks, node, quarantine, refusals
+from common.bookkeeping import clocks, node, quarantine, refusals, tables_of
 from common.changes import Position
 from common.dialects.script import Script
 from common.errors import Fault, Misconfigured, Unavailable
@@ -87,10 +87,16 @@ def read(connection: Connection) -> NodeState | None:
 
 
 def read_installed(connection: Connection, settings: Settings) -> NodeState:
-    """The node's row; Misconfigured when it is missing or is another node's (a copied database)."""
-    found = read(connection) if inspect(connection).has_table(node.name) else None
+    """The node's row; Misconfigured when it is missing or is another node's (a copied database), or a table of this version is."""
+    standing = set(inspect(connection).get_table_names())
+    found = read(connection) if node.name in standing else None
     if found is None:
         raise Misconfigured("this database has not been prepared; run `stsync install` first")
+    for table in tables_of(connection.dialect.name):
+        if table.name not in standing:
+            raise Misconfigured(
+                f"this database lacks the table {table.name}, which this version needs; run `stsync install`"
+            )
     if (found.cluster, found.name) != (settings.cluster.name, settings.node.name):
         raise Misconfigured(
             f"this database belongs to node {found.name!r} of cluster {found.cluster!r}, not to {settings.node.name!r} of "

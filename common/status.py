@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import exists, func, select
+from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
 from common import capture_check, freshness, nodestate
-from common.bookkeeping import journal, outbox, rejected, reports, taken
+from common.bookkeeping import journal, rejected, reports, waiting
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState, Role, State
@@ -106,7 +106,7 @@ def _primary(
         "service": "running" if running else "stopped",
         "epoch": state.position.epoch,
         "sequence": state.position.sequence,
-        "outbox": _waiting(connection),
+        "outbox": waiting(connection),
         "journal": {"first": first or 0, "last": last or 0, "bytes": int(size or 0)},
         "published": state.published,
         "nodes": [node.document() for node in nodes],
@@ -156,7 +156,7 @@ def _secondary(
     warnings: list[str],
 ) -> Status:
     quarantined = nodestate.quarantined(connection)
-    edits = _waiting(connection)
+    edits = waiting(connection)
     if edits:
         warnings.append(
             f"{edits} changes of listed tables were made on this secondary itself: it differs from the primary there (drift)"
@@ -188,13 +188,6 @@ def _secondary(
         "warnings": warnings,
     }
     return Status(document, (own,), found is State.IN_SYNC)
-
-
-def _waiting(connection: Connection) -> int:
-    """Outbox rows that hold changes which the journal has not; SQLite's triggers may leave some that hold none."""
-    has_it = exists().where(outbox.c.id.between(taken.c.first_id, taken.c.last_id))
-    waiting = select(func.count()).select_from(outbox).where(outbox.c.row_count > 0, ~has_it)
-    return int(connection.execute(waiting).scalar_one())
 
 
 def _own_state(

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from common import __version__, capture_check
-from common.bookkeeping import captured, node, outbox, quarantine, rejected, tables_of
+from common.bookkeeping import captured, node, outbox, quarantine, rejected, tables_of, taken, waiting
 from common.capture_check import Marks
 from common.catalog import listed_tables
 from common.changes import GENESIS
@@ -103,10 +103,14 @@ def unfinished(connection: Connection) -> list[str]:
         (quarantine, "changes that wait in the quarantine"),
         (rejected, "outbox rows that were no valid change"),
     ):
-        if table.name in existing:
+        if table.name not in existing:
+            continue
+        if table is outbox and taken.name in existing:
+            count = waiting(connection)
+        else:
             count = connection.execute(select(func.count()).select_from(table)).scalar_one()
-            if count:
-                found.append(f"thrown away: {count} {what}")
+        if count:
+            found.append(f"thrown away: {count} {what}")
     return found
 
 

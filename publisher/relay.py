@@ -1,6 +1,7 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from publisher.overlap import ahead, behind
 _HOLD_BYTES = 16 << 20  # sealed batches kept in memory before they are written
 _SWEEP_AFTER_S = 1.0  # without a change
 _SWEEP_WITHIN_S = 10.0  # with changes all the time
-_LONG = 1_000  # from so many rows on, threads of their own pay for reading and writing
+_LONG, _LONG_CHARACTERS = 1_000, 2 << 20  # from so much on, threads of their own pay for reading and writing
 _JOIN_BYTES = 64 << 10
 _ID_BYTES = 20
 
@@ -107,13 +108,18 @@ class Relay:
         reader, writer = self._open()
         self._present = self._lists()
         with self._database.guard():
-            now = time.monotonic()
-            if self._taken and (now - self._found > _SWEEP_AFTER_S or now - self._noted > _SWEEP_WITHIN_S):
-                self._taken = taken.sweep(writer, self._database.dialect, self._taken)
             drained = self._drain(reader, writer)
-            if drained is not None:
-                self._found = time.monotonic()
+        if drained is not None:
+            self._found = time.monotonic()
         return drained
+
+    def sweep(self) -> None:
+        """Remove some of the rows that long drains took, if it is time to. Raises Unavailable."""
+        now = time.monotonic()
+        if self._taken and (now - self._found > _SWEEP_AFTER_S or now - self._noted > _SWEEP_WITHIN_S):
+            _, writer = self._open()
+            with self._database.guard():
+                self._taken = taken.sweep(writer, self._database.dialect, self._taken)
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:
         dialect, limit = self._database.dialect, self._settings.page_rows
@@ -135,10 +141,12 @@ class Relay:
     def _drain_all(self, writer: Connection, pages: Iterator[outbox.Page]) -> Drained | None:
         if self._database.dialect.one_writer:
             return self._drain_pages(writer, pages, taken=False)
-        begun: list[outbox.Page] = []
+        begun: deque[outbox.Page] = deque()
+        rows = size = 0
         for page in pages:
             begun.append(page)
-            if sum(len(one.ids) for one in begun) >= _LONG:
+            rows, size = rows + len(page.ids), size + sum(len(row.rows_json) for row in page.rows)
+            if rows >= _LONG or size >= _LONG_CHARACTERS:
                 return self._drain_long(writer, begun, pages)
         return self._drain_pages(writer, begun, taken=False)
 
@@ -162,9 +170,9 @@ class Relay:
             outbox.remove(script, self._database.dialect, ids)
         return self._moved(writer, script, drain)
 
-    def _drain_long(self, writer: Connection, begun: Iterable[outbox.Page], pages: Iterator[outbox.Page]) -> Drained:
+    def _drain_long(self, writer: Connection, begun: deque[outbox.Page], pages: Iterator[outbox.Page]) -> Drained:
         """As _drain_pages, of pages read already and those that follow: while one is composed, the next is read and what was composed
-        before is written, each on its own connection."""
+        before is written, each on its own connection; no more than a few pages are in memory."""
         drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
         script, dialect = Script(writer), self._database.dialect
         ids: list[int] = []
@@ -177,7 +185,7 @@ class Relay:
                 outbox.remove(script, dialect, page)
 
         with behind() as run, closing(ahead(pages)) as following:
-            for page in chain(begun, following):
+            for page in chain(_emptied(begun), following):
                 run(partial(file, self._composed(drain, page), page.ids))
             run(partial(file, self._last(drain), ()))
         left = taken.take(script, dialect, ids, self._taken)
@@ -244,9 +252,9 @@ class Relay:
     def _open(self) -> tuple[Connection, Connection]:
         if self._connections is None:
             self._connections = (self._database.open(read_only=True), self._database.open())
-            with self._database.guard():
-                self._taken = taken.load(self._connections[1])
-                self._connections[1].rollback()
+            if self._database.dialect.removes_late:
+                with self._database.guard():
+                    self._taken = taken.load(self._connections[1])
         return self._connections
 
 
@@ -280,6 +288,11 @@ def _bounded(rows: Iterable[outbox.Row]) -> Iterator[list[outbox.Row]]:
         size += len(row.rows_json)
     if some:
         yield some
+
+
+def _emptied(pages: deque[outbox.Page]) -> Iterator[outbox.Page]:
+    while pages:
+        yield pages.popleft()
 
 
 def _bytes_in(batches: Iterable[Batch]) -> int:

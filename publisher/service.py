@@ -152,6 +152,7 @@ class PrimaryService:
                     pause_s = cadence.pause_s(drained.rows, begun - before)
                     before = begun
                     stop.wait(max(0.0, begun + pause_s - time.monotonic()))
+                self._relay.sweep()
                 waker.wait(_IDLE_S)
         finally:
             self._relay.close()

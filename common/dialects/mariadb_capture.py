@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 
 from common.dialects.base import UNCHECKED, Trigger, columns_json
-from common.dialects.mariadb_values import TEXT, literal, quote, text_of, type_of
+from common.dialects.mariadb_values import TEXT, literal, quote, text_in_trigger, text_of, type_of
 from common.schema import Column, ListedTable
 
 _CANONICAL = f"{UNCHECKED} - @@foreign_key_checks"  # which is CANONICAL where they are on: quicker than an IF
@@ -23,11 +23,15 @@ def triggers(table: ListedTable) -> list[Trigger]:
 
 def row_json(columns: Iterable[tuple[str, Column]]) -> str:
     """SQL for a row's values as a frame has them; each with the SQL of where it stands."""
-    return "JSON_ARRAY(" + ", ".join(text_of(c, reference) for reference, c in columns) + ")"
+    return _array(text_of(column, reference) for reference, column in columns)
 
 
 def _row(columns: Iterable[tuple[str, Column]]) -> str:
-    return row_json((f"{alias}.{quote(c.name)}", c) for alias, c in columns)
+    return _array(text_in_trigger(column, f"{alias}.{quote(column.name)}") for alias, column in columns)
+
+
+def _array(texts: Iterable[str]) -> str:
+    return f"JSON_ARRAY({', '.join(texts)})"
 
 
 def _trigger(table: ListedTable, prefix: str, verb: str, body: str) -> Trigger:

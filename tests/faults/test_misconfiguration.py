@@ -248,6 +248,17 @@ def test_an_sqlite_file_that_turned_read_only(node: Node) -> None:
     expect(node.command("install"), 2, "readonly", "chmod")
 
 
+@pytest.mark.parametrize("name", ["st1", "st2"])
+def test_a_database_that_an_earlier_version_prepared(new_cluster: MakeCluster, database_kind: str, name: str) -> None:
+    """A table that this version needs is not there; `install` makes it, and takes nothing away."""
+    node = new_cluster(database_kind, nodes=("st1", "st2")).nodes[name]
+    node.execute("INSERT INTO unit VALUES (1, 'one', NULL)", "DROP TABLE stsync_taken")
+    for command in ("run", "status"):
+        expect(node.command(command), 2, "stsync_taken", "stsync install")
+    assert node.command("install").returncode == 0
+    assert node.status()["outbox"] == 1
+
+
 def test_looking_at_the_settings_drops_no_lock(node: Node) -> None:
     """Whoever else has the database open goes on seeing what is written: SQLite's locks are a process's, and any close drops them."""
     with node.engine.connect() as connection:

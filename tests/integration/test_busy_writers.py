@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
+from sqlalchemy import text
 
+from tests.harness import transaction
 from tests.pipeline import Pipeline
 
 WRITES = 4000
@@ -15,6 +18,20 @@ for number in range(int(sys.argv[2])):
     link.execute("INSERT INTO unit VALUES (?, ?, NULL)", (number, f'busy {number}'))
     sum(range(4000))
 """
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_a_relay_starts_while_a_program_holds_the_lock(pipeline: Pipeline) -> None:
+    """With nothing to drain it does not ask for it."""
+    pipeline.restart_relay()
+    with transaction(pipeline.primary) as held:
+        held.execute(text("INSERT INTO unit VALUES (1, 'held', NULL)"))
+        begun = time.monotonic()
+        assert pipeline.relay.drain() is None
+        assert time.monotonic() - begun < 5
+        held.commit()
+    pipeline.move()
+    assert pipeline.wrong() == []
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"])

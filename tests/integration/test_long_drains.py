@@ -1,6 +1,7 @@
 """Many rows of the outbox at once: pages are read, composed and written at the same time, as one change set or not at all."""
 
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_a_long_drain_is_one_change_set(pipeline: Pipeline, monkeypatch: pytest.
     ((batches, last),) = stands(pipeline)[1]
     assert batches == last > 20
     assert {"stsync-relay-ahead", "stsync-relay-behind"} <= set(threads)
+
+
+@pytest.mark.parametrize("database_kind", SERVERS)
+def test_few_rows_that_are_large_do_not_all_stand_in_memory(pipeline: Pipeline) -> None:
+    """TRAPS 24: no more than a few pages of what is drained, however many rows that is, and what is published at once."""
+    pipeline.relay.drain()
+    for number in range(900):
+        pipeline.primary.execute(
+            f"INSERT INTO account VALUES ({number}, 'a {number}', NULL, repeat('{number % 10}', 60000), NULL)"
+        )
+    tracemalloc.start()
+    try:
+        drained = pipeline.relay.drain()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert drained is not None
+    assert drained.changes == 900
+    assert peak < 30 << 20
 
 
 @pytest.mark.parametrize("database_kind", SERVERS)

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from common.dialects.script import Script
-from publisher import outbox, relay, taken
+from common.errors import Unavailable
+from publisher import capture, outbox, relay, taken
 from publisher.taken import Runs
 from tests.pipeline import Pipeline
 
@@ -81,12 +82,13 @@ def test_it_is_removed_when_nothing_happens(pipeline: Pipeline, monkeypatch: pyt
     monkeypatch.setattr(taken, "_SWEPT_ROWS", 1_200)
     insert(pipeline, 1)
     pipeline.move()
-    assert pipeline.relay.drain() is None
+    pipeline.relay.sweep()
     assert len(ids(pipeline)) == MANY  # it has not been long
     monkeypatch.setattr(relay, "_SWEEP_AFTER_S", -1.0)
     left = []
     while noted(pipeline):
         assert pipeline.relay.drain() is None
+        pipeline.relay.sweep()
         left.append(len(ids(pipeline)))
         assert sum(last - first + 1 for first, last in noted(pipeline)) == left[-1]
         assert pipeline.waiting() == 0
@@ -105,6 +107,7 @@ def test_it_is_removed_though_something_happens_all_the_time(pipeline: Pipeline,
     for left in (1_800, 600, 0):
         pipeline.primary.execute(f"UPDATE unit SET name = 'left {left}' WHERE id = 7")
         assert pipeline.relay.drain() is not None
+        pipeline.relay.sweep()
         assert len(ids(pipeline)) == left
     assert noted(pipeline) == []
 
@@ -162,6 +165,53 @@ def test_short_runs_and_too_many_are_removed_at_once(pipeline: Pipeline, monkeyp
     assert set(numbers) - set(ids(pipeline)) == expected
     sweep(pipeline)
     assert ids(pipeline) == [first + 999, *range(first + 8_000, first + 12_000)]
+
+
+def test_a_note_that_is_not_ours_any_more_is_not_acted_upon(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAPS 8: another service, which took over meanwhile, noted more behind it."""
+    insert(pipeline, 1)
+    pipeline.move()
+    (run,) = noted(pipeline)
+    pipeline.primary.execute(f"UPDATE stsync_taken SET last_id = {run[1] + 1}")
+    insert(pipeline, 10_000)
+    standing = ids(pipeline)
+    monkeypatch.setattr(relay, "_SWEEP_AFTER_S", -1.0)
+    with pytest.raises(Unavailable):
+        pipeline.relay.sweep()
+    with pytest.raises(Unavailable):
+        pipeline.relay.drain()
+    pipeline.relay.close()
+    assert ids(pipeline) == standing
+    assert noted(pipeline) == [(run[0], run[1] + 1)]
+    assert pipeline.primary.rows("SELECT count(*) FROM stsync_journal") == [(1,)]
+
+
+@pytest.mark.parametrize("when", ["at once", "by the next relay"])
+def test_an_outbox_that_somebody_emptied_is_read_as_usual(
+    pipeline: Pipeline, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ids begin anew, and may be what a note says is taken."""
+    insert(pipeline, 1)
+    pipeline.move()
+    assert noted(pipeline)
+    pipeline.primary.execute("TRUNCATE TABLE stsync_outbox")
+    insert(pipeline, 10_000, 10)
+    if when == "at once":
+        monkeypatch.setattr(relay, "_SWEEP_AFTER_S", -1.0)
+        pipeline.relay.sweep()
+    else:
+        pipeline.restart_relay()
+    pipeline.move()
+    assert noted(pipeline) == []
+    assert pipeline.wrong() == []
+
+
+def test_uninstall_throws_nothing_away_that_the_journal_has(pipeline: Pipeline) -> None:
+    insert(pipeline, 1)
+    pipeline.move()
+    insert(pipeline, 10_000, 7)
+    with pipeline.primary.database.connect() as connection:
+        assert capture.unfinished(connection) == ["thrown away: 7 changes that were not sent to any node yet"]
 
 
 def test_a_look_passes_over_them(pipeline: Pipeline) -> None:
