@@ -190,9 +190,9 @@ class Mariadb(ToldByTriggers):
         return mariadb_outbox.read_alike(cursor, like, limit, without)
 
     def waker(self, engine: Engine, stop: Stoppable, poll_s: tuple[float, float]) -> Waker:
-        """See EngineDialect. To ask is a round trip here, as to look is; either is done less often."""
+        """See EngineDialect. To ask is a round trip here, as to look is; where nothing happens, either is done less often."""
         del engine
-        return PollWaker(None, lambda: None, stop, (4 * poll_s[0], 2 * poll_s[1]))
+        return PollWaker(None, lambda: None, stop, (poll_s[0], 2 * poll_s[1]))
 
     def prepare(self, connection: Connection) -> list[str]:
         """See CaptureDialect."""

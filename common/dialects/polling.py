@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from common.dialects.base import Stoppable
 
-_RELAX = 1.02  # each idle look waits this much longer than the one before: a fiftieth of the time that nothing came
+_RELAX = 1.03  # each idle look waits this much longer than the one before: about a thirtieth of the time that nothing came
 # Looks may be long, where much was deleted and is not yet cleared away: the rest after two such is so many times as long, within
 # what nobody notices who waits for a change.
 _LONG_S, _REST, _LONGEST_REST_S = 0.003, 4, 0.03
