@@ -6,24 +6,39 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Semaphore, Thread
 from typing import Final, Self, TypeVar
 
-_BACKLOG: Final = 2  # tasks that wait; a page each
+_BACKLOG: Final = 2  # pages that wait on either side
 Item = TypeVar("Item")
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item]:
-    """The items, each fetched in a thread of its own while the caller works on the one before it.
+    """The items, fetched in a thread of its own while the caller works on those before them; no more than a few are in memory.
 
     To be closed by its caller: then nothing is fetched any more.
     """
-    with _Worker("stsync-relay-ahead") as worker:
-        fetch = partial(next, items, None)
-        following = worker.submit(fetch)
-        while (item := following.result()) is not None:
-            following = worker.submit(fetch)
+    fetched: SimpleQueue[Callable[[], Item | None]] = SimpleQueue()
+    room, closed = Semaphore(_BACKLOG), Event()
+
+    def fetch() -> None:
+        while room.acquire() and not closed.is_set():
+            future: Future[Item | None] = Future()
+            _settle(future, partial(next, items, None))
+            fetched.put(future.result)
+            if future.exception() is not None or future.result() is None:
+                return
+
+    thread = Thread(target=fetch, name="stsync-relay-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := fetched.get()()) is not None:
+            room.release()
             yield item
+    finally:
+        closed.set()
+        room.release()
+        thread.join()
 
 
 @contextmanager

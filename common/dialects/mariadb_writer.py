@@ -46,7 +46,7 @@ class MariadbWriter(JsonWriter):
     def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
         """See JsonWriter."""
         if len(rows) > _SMALL:
-            self._fit(cursor, len(escape_string(rows).encode()) + len(statement.encode()), rows)
+            self._fit(cursor, _bytes_of(escape_string(rows)) + _bytes_of(statement), rows)
         return super().execute(cursor, statement, rows)
 
     def insert(self, cursor: Cursor, rows: str) -> int:
@@ -57,7 +57,7 @@ class MariadbWriter(JsonWriter):
             return super().insert(cursor, rows)
         statement = self._into + values
         if len(statement) > _SMALL:
-            self._fit(cursor, len(statement.encode()), rows)
+            self._fit(cursor, _bytes_of(statement), rows)
         cursor.execute(statement)
         return cursor.rowcount
 
@@ -165,6 +165,10 @@ def _decoder(width: int) -> msgspec.json.Decoder[list[_Row]]:
 def _escaped(rows: str) -> bool:
     """Whether anything in them is to be read before MariaDB can."""
     return "\\" in rows and any(one in rows for one in _ESCAPES) and _ESCAPED.search(rows) is not None
+
+
+def _bytes_of(text: str) -> int:
+    return len(text if text.isascii() else text.encode())
 
 
 def _spliced(how: str, value: str | None) -> str:
