@@ -77,6 +77,12 @@ RELAY = {
     "relay has committed": Point(_COMMIT, after=True, counts=_in_thread("stsync-relay")),
     "committed, not offered": Point("publisher.relay:Relay.drain", after=True, counts=_found),
 }
+_ENDS = "common.dialects.script:Script.commit"
+TAKEN = {  # MariaDB, where what a long drain took is noted, and swept later: the first such end is that of the drain
+    "taken rows noted": Point("publisher.taken:take", after=True, linger_s=_OUT),
+    "drain or sweep commits": Point(_ENDS, counts=_in_thread("stsync-relay"), linger_s=_OUT),
+    "drain or sweep has committed": Point(_ENDS, after=True, counts=_in_thread("stsync-relay")),
+}
 SENDER = {
     "in the middle of a page": Point("common.broker:PublishLink.publish", counts=_batch, linger_s=_OUT),
     "published, not confirmed": Point("common.window:ConfirmWindow.confirm"),
@@ -109,7 +115,7 @@ QUARANTINE = {
 GIVE_UP = {
     "needs a full sync, not committed": Point("common.nodestate:save", after=True, counts=_says("state", "needs_full_sync")),
 }
-POINTS = RELAY | SENDER | ANSWER | PRUNE | APPLIER | AT_ONCE | QUARANTINE | GIVE_UP
+POINTS = RELAY | TAKEN | SENDER | ANSWER | PRUNE | APPLIER | AT_ONCE | QUARANTINE | GIVE_UP
 
 
 def arm(armed: str) -> None:

@@ -48,9 +48,11 @@ class Crashing:
         self.whole = True
         self._ticks = 0
 
-    def tick(self) -> None:
-        self._ticks += 1
-        self.cluster.primary.execute("INSERT INTO tick VALUES (:k, 'tick')", k=self._ticks)
+    def tick(self, times: int = 1) -> None:
+        """In one statement."""
+        rows = ", ".join(f"({self._ticks + one}, 'tick')" for one in range(1, times + 1))
+        self._ticks += times
+        self.cluster.primary.execute(f"INSERT INTO tick VALUES {rows}")
 
     def arm(self, point: str, node: str, times: int, environment: Mapping[str, str] = MappingProxyType({})) -> Node:
         """Start a node's service anew, so that it dies when the point is reached for the `times`th time."""

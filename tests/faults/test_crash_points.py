@@ -20,6 +20,7 @@ OF_THE_DATABASE = (  # where one database could behave unlike another
     "applier has committed",
 )
 SMALL_JOURNAL = {"STSYNC_JOURNAL__MAX_BYTES": "65536", "STSYNC_JOURNAL__PRUNE_EVERY_S": "0.1"}
+NOTED = ("taken rows noted", 2)  # it happens once
 TIMES = 3  # not the first: something was done before
 
 
@@ -68,6 +69,23 @@ def dies_amid_writes(crashing: Crashing, point: str, name: str, times: int = TIM
 def test_a_primary_that_dies_loses_and_repeats_nothing(crashing: Crashing, point: str) -> None:
     """TRAPS 7, 8, 22: what was sequenced is journaled, what is journaled goes out under the same sequence."""
     dies_amid_writes(crashing, point, "st1")
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+@pytest.mark.parametrize(
+    ("point", "times"), [(name, times) for name in crashpoints.TAKEN for times in (1, 2) if (name, times) != NOTED]
+)
+def test_a_primary_that_dies_over_a_long_drain_takes_nothing_twice(crashing: Crashing, point: str, times: int) -> None:
+    """TRAPS 7, 8: before and after its transaction, and those in which what it took is removed."""
+    primary = crashing.cluster.primary
+    victim = crashing.arm(point, "st1", times)
+    crashing.tick(1_500)
+    crashing.wait_dead(victim, point)
+    victim.start()
+    crashing.assert_whole()
+    for table in ("outbox", "taken"):
+        wait_for(lambda table=table: primary.rows(f"SELECT count(*) FROM stsync_{table}") == [(0,)], f"an empty {table}")  # type: ignore[misc]
+    crashing.assert_whole()
 
 
 @each(crashpoints.APPLIER)
