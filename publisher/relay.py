@@ -127,7 +127,7 @@ class Relay:
         if take_sql or not self._many:
             few = outbox.take(writer, take_sql, limit) if take_sql else outbox.peek(reader, dialect, limit, self._taken)
             if few:
-                return self._drain_pages(writer, [outbox.page_of(few)], taken=take_sql is not None)
+                return self._drain_pages(writer, [outbox.page_of(few)], removed=take_sql is not None)
             writer.rollback()
             if few is not None:
                 return None
@@ -140,7 +140,7 @@ class Relay:
 
     def _drain_all(self, writer: Connection, pages: Iterator[outbox.Page]) -> Drained | None:
         if self._database.dialect.one_writer:
-            return self._drain_pages(writer, pages, taken=False)
+            return self._drain_pages(writer, pages, removed=False)
         begun: deque[outbox.Page] = deque()
         rows = size = 0
         for page in pages:
@@ -148,10 +148,10 @@ class Relay:
             rows, size = rows + len(page.ids), size + sum(len(row.rows_json) for row in page.rows)
             if rows >= _LONG or size >= _LONG_CHARACTERS:
                 return self._drain_long(writer, begun, pages)
-        return self._drain_pages(writer, begun, taken=False)
+        return self._drain_pages(writer, begun, removed=False)
 
-    def _drain_pages(self, writer: Connection, pages: Iterable[outbox.Page], *, taken: bool) -> Drained | None:
-        """One change set of these rows; `taken`: they are removed already."""
+    def _drain_pages(self, writer: Connection, pages: Iterable[outbox.Page], *, removed: bool) -> Drained | None:
+        """One change set of these rows; `removed`: they are so already."""
         drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
         ids: list[int] = []
         held: list[Batch] = []
@@ -166,7 +166,7 @@ class Relay:
         held += self._last(drain)
         script = self._database.dialect.script(writer, _bytes_in(held) + len(ids) * _ID_BYTES)
         journal.append(script, self.position.epoch, held)
-        if not taken:
+        if not removed:
             outbox.remove(script, self._database.dialect, ids)
         return self._moved(writer, script, drain)
 
