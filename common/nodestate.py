@@ -92,16 +92,16 @@ def read_installed(connection: Connection, settings: Settings) -> NodeState:
     found = read(connection) if node.name in standing else None
     if found is None:
         raise Misconfigured("this database has not been prepared; run `stsync install` first")
-    for table in tables_of(connection.dialect.name):
-        if table.name not in standing:
-            raise Misconfigured(
-                f"this database lacks the table {table.name}, which this version needs; run `stsync install`"
-            )
     if (found.cluster, found.name) != (settings.cluster.name, settings.node.name):
         raise Misconfigured(
             f"this database belongs to node {found.name!r} of cluster {found.cluster!r}, not to {settings.node.name!r} of "
             f"{settings.cluster.name!r}; check database.url and node.name"
         )
+    for table in tables_of(connection.dialect.name):
+        if table.name not in standing:
+            raise Misconfigured(
+                f"this database lacks the table {table.name}, which this version needs; run `stsync install`"
+            )
     return found
 
 

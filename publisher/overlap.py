@@ -1,7 +1,7 @@
 """What a long drain does at the same time: the next page is read, and the one before it is filed, while one is composed."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -13,28 +13,30 @@ _BACKLOG: Final = 2  # pages that wait on either side
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item]) -> Generator[Item]:
-    """The items, fetched in a thread of its own while the caller works on those before them; no more than a few are in memory.
-
-    To be closed by its caller: then nothing is fetched any more.
-    """
-    fetched: SimpleQueue[Callable[[], Item | None]] = SimpleQueue()
+@contextmanager
+def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """The items, fetched in a thread of its own from now on, while the caller works on those before them; no more than a few are in
+    memory. When it is left, nothing is fetched any more."""
+    fetched: SimpleQueue[Future[Item | None]] = SimpleQueue()
     room, closed = Semaphore(_BACKLOG), Event()
 
     def fetch() -> None:
         while room.acquire() and not closed.is_set():
             future: Future[Item | None] = Future()
             _settle(future, partial(next, items, None))
-            fetched.put(future.result)
+            fetched.put(future)
             if future.exception() is not None or future.result() is None:
                 return
+
+    def found() -> Iterator[Item]:
+        while (item := fetched.get().result()) is not None:
+            room.release()
+            yield item
 
     thread = Thread(target=fetch, name="stsync-relay-ahead", daemon=True)
     thread.start()
     try:
-        while (item := fetched.get()()) is not None:
-            room.release()
-            yield item
+        yield found()
     finally:
         closed.set()
         room.release()

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby
@@ -174,21 +173,18 @@ class Relay:
         """As _drain_pages, of pages read already and those that follow: while one is composed, the next is read and what was composed
         before is written, each on its own connection; no more than a few pages are in memory."""
         drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
-        script, dialect = Script(writer), self._database.dialect
-        ids: list[int] = []
+        script = Script(writer)
+        taking = taken.Taking(script, self._database.dialect, self._taken)
 
-        def file(batches: Sequence[Batch], page: Sequence[int]) -> None:
+        def file(batches: Sequence[Batch], ids: Sequence[int]) -> None:
             journal.append(script, self.position.epoch, batches)
-            if dialect.removes_late:
-                ids.extend(page)
-            else:
-                outbox.remove(script, dialect, page)
+            taking.take(ids)
 
-        with behind() as run, closing(ahead(pages)) as following:
+        with behind() as run, ahead(pages) as following:
             for page in chain(_emptied(begun), following):
                 run(partial(file, self._composed(drain, page), page.ids))
             run(partial(file, self._last(drain), ()))
-        left = taken.take(script, dialect, ids, self._taken)
+        left = taking.note()
         drained = self._moved(writer, script, drain)
         if not self._taken:
             self._noted = time.monotonic()

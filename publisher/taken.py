@@ -4,8 +4,8 @@ Where removing a row costs nearly what writing it did (EngineDialect.removes_lat
 ids that it took: it notes them, in the transaction that writes its batches and moves the position, and nobody reads those rows again
 (TRAPS 1, 8). They are removed bit by bit when nothing else is to be done.
 
-A note holds as long as the last row of its run is there, which is removed last. Where it is not, somebody else has emptied the
-outbox, whose ids may have begun anew: the note is dropped, and what stands there is read like any other row.
+The last row of a run is marked (its `row_count` is 0) and is removed last. Where it is not there, or not marked, somebody else has
+emptied the outbox, whose ids may have begun anew: the note is dropped, and what stands there is read like any other row.
 """
 
 from collections.abc import Sequence
@@ -39,31 +39,54 @@ def load(connection: Connection) -> Runs:
     return held
 
 
-def take(script: Script, dialect: Dialect, ids: Sequence[int], known: Runs) -> Runs:
-    """See to it, in the caller's transaction, that rows with these ids (ascending) are never read again: the shorter runs and what
-    would be too much are removed. Returns what is to be removed later, once that transaction is committed.
+class Taking:
+    """What a long drain takes, page by page in the caller's transaction: noted up to a bound, removed above it.
 
-    Raises Unavailable when the notes are not what this process knows.
+    Its methods raise Unavailable when the notes are not what this process knows.
     """
-    runs = list(known)
-    at_once: list[int] = []
-    for first, last in outbox.runs(ids):
-        rows = sum(end - begin + 1 for begin, end in runs) + last - first + 1
-        before = next((run for run in runs if run[1] + 1 == first), None)
-        if last - first + 1 < _LONG or rows > _MOST_ROWS or (before is None and len(runs) >= _MOST_RUNS):
-            at_once += range(first, last + 1)
-        elif before is not None:
-            _write(script, f"UPDATE stsync_taken SET last_id = {last:d} WHERE {_is(before)}")
-            runs[runs.index(before)] = (before[0], last)
-        else:
-            _write(script, f"INSERT INTO stsync_taken (first_id, last_id) VALUES ({first:d}, {last:d})")
-            runs.append((first, last))
-    outbox.remove(script, dialect, at_once)
-    return tuple(runs)
+
+    def __init__(self, script: Script, dialect: Dialect, known: Runs) -> None:
+        self._script = script
+        self._dialect = dialect
+        self._known = known
+        self._room = _MOST_ROWS - sum(last - first + 1 for first, last in known) if dialect.removes_late else 0
+        self._runs: list[Run] = []
+
+    def take(self, ids: Sequence[int]) -> None:
+        """Rows with these ids, above all before, ascending: they are never read again."""
+        if self._room < len(ids):
+            outbox.remove(self._script, self._dialect, ids)
+            return
+        self._room -= len(ids)
+        for run in outbox.runs(ids):
+            goes_on = self._runs and self._runs[-1][1] + 1 == run[0]
+            self._runs.append((self._runs.pop()[0], run[1]) if goes_on else run)
+
+    def note(self) -> Runs:
+        """Write the notes, and remove the shorter runs; what is to be removed later, once the transaction is committed."""
+        runs = list(self._known)
+        short: list[int] = []
+        for first, last in self._runs:
+            before = next((run for run in runs if run[1] + 1 == first and _holds(self._script.connection, run)), None)
+            if last - first + 1 < _LONG:
+                short += range(first, last + 1)
+                continue
+            if before is None and len(runs) >= _MOST_RUNS:
+                outbox.remove(self._script, self._dialect, range(first, last + 1))
+                continue
+            _write(self._script, f"UPDATE stsync_outbox SET row_count = 0 WHERE id = {last:d}")
+            if before is not None:
+                _write(self._script, f"UPDATE stsync_taken SET last_id = {last:d} WHERE {_is(before)}")
+                runs[runs.index(before)] = (before[0], last)
+            else:
+                _write(self._script, f"INSERT INTO stsync_taken (first_id, last_id) VALUES ({first:d}, {last:d})")
+                runs.append((first, last))
+        outbox.remove(self._script, self._dialect, short)
+        return tuple(runs)
 
 
 def sweep(connection: Connection, dialect: Dialect, known: Runs) -> Runs:
-    """Remove some of them, in a transaction of its own; what is left. Raises Unavailable as `take` does."""
+    """Remove some of them, in a transaction of its own; what is left. Raises Unavailable as Taking does."""
     run, *others = known
     if not _holds(connection, run):
         connection.commit()
@@ -83,7 +106,10 @@ def sweep(connection: Connection, dialect: Dialect, known: Runs) -> Runs:
 
 def _holds(connection: Connection, run: Run) -> bool:
     """Whether the note still holds; else it is dropped, in the caller's transaction."""
-    if connection.exec_driver_sql(f"SELECT 1 FROM stsync_outbox WHERE id = {run[1]:d}").first() is not None:
+    if (
+        connection.exec_driver_sql(f"SELECT 1 FROM stsync_outbox WHERE id = {run[1]:d} AND row_count = 0").first()
+        is not None
+    ):
         return True
     connection.exec_driver_sql(f"DELETE FROM stsync_taken WHERE {_is(run)}")
     _log.warning("outbox_emptied", first=run[0], last=run[1], effect="what was written there since is read as usual")

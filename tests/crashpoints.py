@@ -79,7 +79,7 @@ RELAY = {
 }
 _ENDS = "common.dialects.script:Script.commit"
 TAKEN = {  # MariaDB, where what a long drain took is noted, and swept later: the first such end is that of the drain
-    "taken rows noted": Point("publisher.taken:take", after=True, linger_s=_OUT),
+    "taken rows noted": Point("publisher.taken:Taking.note", after=True, linger_s=_OUT),
     "drain or sweep commits": Point(_ENDS, counts=_in_thread("stsync-relay"), linger_s=_OUT),
     "drain or sweep has committed": Point(_ENDS, after=True, counts=_in_thread("stsync-relay")),
 }

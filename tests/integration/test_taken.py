@@ -53,7 +53,10 @@ def take(pipeline: Pipeline, numbers: Sequence[int], known: Runs = ()) -> Runs:
     database = pipeline.primary.database
     with database.connect() as connection:
         script = Script(connection)
-        left = taken.take(script, database.dialect, numbers, known)
+        taking = taken.Taking(script, database.dialect, known)
+        for start in range(0, len(numbers), 700):  # page by page
+            taking.take(numbers[start : start + 700])
+        left = taking.note()
         script.commit()
         assert taken.load(connection) == tuple(sorted(left))
     return left
@@ -186,23 +189,24 @@ def test_a_note_that_is_not_ours_any_more_is_not_acted_upon(pipeline: Pipeline, 
     assert pipeline.primary.rows("SELECT count(*) FROM stsync_journal") == [(1,)]
 
 
+@pytest.mark.parametrize("rows", [10, MANY, MANY + 5])
 @pytest.mark.parametrize("when", ["at once", "by the next relay"])
 def test_an_outbox_that_somebody_emptied_is_read_as_usual(
-    pipeline: Pipeline, when: str, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, when: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its ids begin anew, and may be what a note says is taken."""
     insert(pipeline, 1)
     pipeline.move()
     assert noted(pipeline)
     pipeline.primary.execute("TRUNCATE TABLE stsync_outbox")
-    insert(pipeline, 10_000, 10)
+    insert(pipeline, 10_000, rows)
     if when == "at once":
         monkeypatch.setattr(relay, "_SWEEP_AFTER_S", -1.0)
         pipeline.relay.sweep()
     else:
         pipeline.restart_relay()
     pipeline.move()
-    assert noted(pipeline) == []
+    assert len(noted(pipeline)) == (rows >= MANY)
     assert pipeline.wrong() == []
 
 

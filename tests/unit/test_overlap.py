@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
@@ -17,7 +16,7 @@ def test_what_is_read_ahead_comes_in_order_from_another_thread() -> None:
             threads.add(threading.current_thread())
             yield number
 
-    with closing(ahead(numbers())) as found:
+    with ahead(numbers()) as found:
         assert list(found) == list(range(100))
     assert len(threads) == 1
     assert threading.current_thread() not in threads
@@ -31,7 +30,7 @@ def test_the_next_is_fetched_while_the_caller_works() -> None:
         second.set()
         yield 2
 
-    with closing(ahead(numbers())) as found:
+    with ahead(numbers()) as found:
         assert next(found) == 1
         assert second.wait(10)
 
@@ -44,7 +43,7 @@ def test_nothing_is_fetched_any_more_once_it_is_closed() -> None:
             fetched.append(number)
             yield number
 
-    with closing(ahead(numbers())) as found:
+    with ahead(numbers()) as found:
         next(found)
     known = list(fetched)
     assert len(known) < 5
@@ -57,7 +56,7 @@ def test_a_failure_to_read_reaches_the_caller_in_its_place() -> None:
         yield 1
         raise ValueError("the database is away")
 
-    with closing(ahead(numbers())) as found:
+    with ahead(numbers()) as found:
         assert next(found) == 1
         with pytest.raises(ValueError, match="is away"):
             next(found)
