@@ -205,7 +205,7 @@ def test_past_retention_a_full_synchronization_is_needed(
     saves(primary, 100, 3)
     wait_for(lambda: drained(primary) and other.sequence() == primary.sequence(), "the other one goes on")
     assert node.status()["state"] == "needs_full_sync"
-    assert primary.status()["nodes"][1]["state"] == "in_sync"
+    wait_told(lambda: primary.status()["nodes"][1]["state"] == "in_sync", primary.status)  # as soon as it has reported
     assert json.loads(primary.command("status", "--json").stdout)["nodes"][1]["behind"] == 0
 
 
