@@ -157,9 +157,8 @@ def holds(rows: str, count: int) -> bool:
     """Whether a row's `rows_json` begins so many arrays; it may be anything, for any program may write into the outbox."""
     if not rows.startswith("[") or rows.count(f"{SEPARATOR}[") != count - 1:
         return False
-    return (
-        rows.count("\n") == count - 1 or rows.count(SEPARATOR) == count - 1
-    )  # the first is much quicker, and nearly always so
+    # The former is much quicker to see, and nearly always so.
+    return rows.count("\n") == count - 1 or rows.count(SEPARATOR) == count - 1
 
 
 def page_of(rows: Iterable[Row]) -> Page:

@@ -1,4 +1,8 @@
-"""What a long drain does at the same time: the next page is read, and the one before it is filed, while one is composed."""
+"""What a long drain does at the same time: the next page is read, and the one before it is filed, while one is composed.
+
+The threads are daemons, as the service's others are: those of an executor would keep the process from ending while a database says
+nothing.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -7,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 _BACKLOG: Final = 2  # pages that wait on either side
 Item = TypeVar("Item")
@@ -47,44 +51,28 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
 def behind() -> Iterator[Callable[[Callable[[], None]], None]]:
     """Takes tasks and runs them in order in a thread of its own; all have run at the end. Raises what a task raised, at one of the
     next or at the end; what was given after it may have run."""
-    with _Worker("stsync-relay-behind") as worker:
-        waiting: deque[Future[None]] = deque()
+    given: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    waiting: deque[Future[None]] = deque()
 
-        def run(task: Callable[[], None]) -> None:
-            while len(waiting) > _BACKLOG:
-                waiting.popleft().result()
-            waiting.append(worker.submit(task))
-
-        yield run
-        for one in waiting:
-            one.result()
-
-
-class _Worker:
-    """Runs tasks in order in a thread of its own; all have run when it is left. (An executor's threads would keep the process from
-    ending while a database says nothing; this one is a daemon, as the service's other threads are.)"""
-
-    def __init__(self, name: str) -> None:
-        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = Thread(target=self._work, name=name, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tasks.put(None)
-        self._thread.join()
-
-    def submit(self, task: Callable[[], Item]) -> Future[Item]:
-        """What comes of it, when it has run."""
-        future: Future[Item] = Future()
-        self._tasks.put(partial(_settle, future, task))
-        return future
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
+    def work() -> None:
+        while (task := given.get()) is not None:
             task()
+
+    def run(task: Callable[[], None]) -> None:
+        while len(waiting) > _BACKLOG:
+            waiting.popleft().result()
+        waiting.append(Future())
+        given.put(partial(_settle, waiting[-1], task))
+
+    thread = Thread(target=work, name="stsync-relay-behind", daemon=True)
+    thread.start()
+    try:
+        yield run
+    finally:
+        given.put(None)
+        thread.join()
+    for one in waiting:
+        one.result()
 
 
 def _settle(future: Future[Item], task: Callable[[], Item]) -> None:
