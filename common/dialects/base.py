@@ -74,7 +74,8 @@ class TableWriter(Protocol):
     """
 
     def insert(self, cursor: Cursor, rows: str) -> int:
-        """Insert rows that are not there; a row with the same key or unique value is an error."""
+        """Insert rows that are not there; a row with the same key or unique value is an error, after which some of the others may be
+        there and the caller rolls back."""
 
     def update(self, cursor: Cursor, rows: str) -> int:
         """Set the columns of the rows with these keys; rows that are missing are not an error and not counted."""

@@ -24,7 +24,8 @@ from common.dialects.base import (
     json_text,
 )
 from common.dialects.mariadb_capture import row_json, triggers
-from common.dialects.mariadb_script import Committing, CompoundScript
+from common.dialects.mariadb_driver import Connection as Driver
+from common.dialects.mariadb_script import CompoundScript
 from common.dialects.mariadb_values import quote
 from common.dialects.mariadb_writer import MariadbWriter
 from common.dialects.polling import PollWaker
@@ -146,7 +147,7 @@ class Mariadb(ToldByTriggers):
 
         @event.listens_for(engine, "do_connect")
         def connect(_dialect: Any, _record: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
-            return Committing(*arguments, **named)
+            return Driver(*arguments, **named)
 
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:

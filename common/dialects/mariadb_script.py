@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pymysql.connections import Connection as Driver
 from pymysql.err import OperationalError
 
 from common.dialects.script import Collected
@@ -10,17 +9,6 @@ from common.errors import NotApplicable
 
 LONGEST = 256 << 10  # characters of a compound statement: far below any max_allowed_packet in use
 _BROKEN = "a statement did not find the rows that it was to write"
-
-
-class Committing(Driver):
-    """A connection that knows when a compound statement has committed already, and spares the round trip."""
-
-    committed = False
-
-    def commit(self) -> None:
-        """Commit, unless that is done."""
-        if not self.committed:
-            super().commit()
 
 
 class CompoundScript(Collected):

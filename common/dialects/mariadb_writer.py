@@ -11,14 +11,18 @@ from pymysql.converters import escape_string
 
 from common.changes import SEPARATOR
 from common.dialects.base import Cursor, JsonWriter, Quote
+from common.dialects.mariadb_driver import MOST_PARAMETERS, execution
+from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_values import INTEGER, from_text, is_plain, json_type, type_of
-from common.dialects.script import Script
+from common.dialects.script import Collected, Script
 from common.errors import NotApplicable, Unavailable
 from common.schema import Column, ListedTable
 
 _NUMBER = re.compile(r"-?[0-9]+")
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
+_PORTIONS = (256, 32)
+_SHORT = 1024  # characters of a row, of those that are inserted by prepared statements
 # The only escapes in a string of JSON that mean something else in one of MariaDB; before them an even number of backslashes.
 _ESCAPES = ("\\u", "\\f")
 _ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\[uf]")
@@ -38,6 +42,10 @@ class MariadbWriter(JsonWriter):
         self._into = f"INSERT INTO {quote(table.name)} ({written_names}) VALUES "
         self._places = [(place, from_text(column, _VALUE_HERE)) for place, column in self.places]
         self._all_plain = [place for place, how in self._places if how == _VALUE_HERE] == list(range(len(self.columns)))
+        self._marks = f"({', '.join([how.replace(_VALUE_HERE, '?') for _, how in self._places])})"
+        self._picks = [place for place, how in self._places for _ in range(how.count(_VALUE_HERE))]
+        most = min(MOST_PARAMETERS // len(self._picks), _SMALL // len(self._marks))
+        self._portions = [portion for portion in _PORTIONS if portion <= most]
         self._keys_plain = all(map(is_plain, self.keys)) and not self.where
         settable = self._places[len(self.keys) :] or self._places
         self._sets = [(f"{quote(self.columns[place].name)} = ", place, how) for place, how in settable]
@@ -52,14 +60,36 @@ class MariadbWriter(JsonWriter):
     def insert(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter. VALUES cost the server, and PyMySQL, much less than JSON_TABLE; rows that are not as our triggers write
         them, and those that the row filter has to judge, go the other way."""
-        values = None if self.where else self._values(rows)
-        if values is None:
+        parsed = None if self.where else _parsed(rows, len(self.columns))
+        if parsed is None:
             return super().insert(cursor, rows)
-        statement = self._into + values
+        done = self._insert_prepared(cursor, rows, parsed)
+        if done == len(parsed):
+            return done
+        statement = self._into + (self._spliced(parsed[done:]) if done else self._values(rows, parsed))
         if len(statement) > _SMALL:
             self._fit(cursor, _bytes_of(statement), rows)
         cursor.execute(statement)
-        return cursor.rowcount
+        return done + cursor.rowcount
+
+    def _insert_prepared(self, cursor: Cursor, rows: str, parsed: Sequence[_Row]) -> int:
+        """Insert the first of these rows by statements that the server keeps, and so need not parse; how many, none where they are
+        few or long."""
+        if len(parsed) < _PORTIONS[0] or len(rows) > len(parsed) * _SHORT or isinstance(cursor, Collected):
+            return 0
+        driver: Driver = _direct(cursor).connection
+        done = 0
+        for portion in self._portions:
+            statement = self._into + ", ".join([self._marks] * portion)
+            while len(parsed) - done >= portion:
+                number = driver.prepare(statement)
+                if number is None:
+                    return done
+                call = execution(number, [row[place] for row in parsed[done : done + portion] for place in self._picks])
+                if len(call) > _SMALL:
+                    self._fit(cursor, len(call), rows)
+                done += driver.execute_prepared(call)
+        return done
 
     def update(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter. JSON_TABLE makes a table on disk for each statement, which costs more than the change of a single row."""
@@ -96,12 +126,12 @@ class MariadbWriter(JsonWriter):
             parts.append(name + (value if is_integer else f"'{escape_string(value)}'"))
         return " AND ".join(parts)
 
-    def _values(self, rows: str) -> str | None:
-        parsed = _parsed(rows, len(self.columns))
-        if parsed is None:
-            return None
+    def _values(self, rows: str, parsed: Sequence[_Row]) -> str:
         if self._all_plain and rows.endswith("]") and rows.count(_BETWEEN) == len(parsed) - 1 and not _escaped(rows):
             return f"({rows[1:-1].replace(_BETWEEN, '),(')})"  # known now to be strings, nulls and what stands between them
+        return self._spliced(parsed)
+
+    def _spliced(self, parsed: Sequence[_Row]) -> str:
         return ",".join([f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed])
 
     def _fit(self, cursor: Cursor, size: int, rows: str) -> None:
@@ -110,7 +140,7 @@ class MariadbWriter(JsonWriter):
         Raises NotApplicable for several rows (fewer may go), Unavailable for one: nothing is lost, and it goes on when the server's
         operator has raised the variable.
         """
-        asking: Any = cursor.direct if isinstance(cursor, Script) else cursor
+        asking = _direct(cursor)
         asking.execute("SELECT @@max_allowed_packet")
         packet = int(asking.fetchall()[0][0])
         if size + _SLACK > packet:
@@ -145,6 +175,11 @@ class MariadbWriter(JsonWriter):
         rows = self.rows_in(offset=len(self.keys), old_key=True)
         sets = self.assignments(with_key=True, prefix="t.")
         return f"UPDATE {self.target} t JOIN ({rows}) x ON {self.key_match('stsync_old_')} SET {sets} WHERE TRUE{self.local_filter()}"
+
+
+def _direct(cursor: Cursor) -> Any:
+    """PyMySQL's own cursor."""
+    return cursor.direct if isinstance(cursor, Script) else cursor
 
 
 def _parsed(rows: str, width: int) -> list[_Row] | None:

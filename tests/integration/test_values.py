@@ -101,7 +101,16 @@ MARIADB = {
     "ci": ("varchar(20)", ["'MiXed  '", "''"]),
     "x": ("longtext", ["repeat('ü', 600000)", r"'line\nfeed\ttab \\ 😀'"]),
     "g": ("point", ["ST_GeomFromText('POINT(1.5 -2)')"]),
-    "i6": ("inet6", ["'::1'"]),
+    "i6": ("inet6", ["'::1'", "'2001:db8::ff00:42:8329'"]),
+    "i4": ("inet4", ["'192.0.2.1'"]),
+    "uu": ("uuid", ["'123e4567-e89b-12d3-a456-426655440000'"]),
+}
+SHOWN_BY_MARIADB = {
+    "ts": "UNIX_TIMESTAMP(ts)",
+    "t6": "UNIX_TIMESTAMP(t6)",
+    "f": "CAST(f AS DOUBLE)",
+    "bi": "bi + 0",
+    "b64": "b64 + 0",
 }
 SQLITE = {
     "any_": ("", ["1", "'1'", "1.0", "X'31'", "9223372036854775807", "-9223372036854775808", "9e999", "-0.0"]),
@@ -205,14 +214,37 @@ def other_defaults(mariadb: PrivateMariaDB) -> Iterator[None]:
 def test_values_of_mariadb(new_cluster: MakeCluster) -> None:
     cluster = new_cluster("mariadb", schema=[schema(MARIADB)], tables="v\n")
     session = ["SET time_zone = '+05:45'", "SET sql_mode = 'ALLOW_INVALID_DATES,PIPES_AS_CONCAT'"]
-    special = {
-        "ts": "UNIX_TIMESTAMP(ts)",
-        "t6": "UNIX_TIMESTAMP(t6)",
-        "f": "CAST(f AS DOUBLE)",
-        "bi": "bi + 0",
-        "b64": "b64 + 0",
-    }
-    check(cluster, MARIADB, session, lambda name: special.get(name, f"HEX(CONCAT({name}, ''))"))
+    check(cluster, MARIADB, session, shown_by_mariadb)
+
+
+def shown_by_mariadb(name: str) -> str:
+    return SHOWN_BY_MARIADB.get(name, f"HEX(CONCAT({name}, ''))")
+
+
+@pytest.mark.usefixtures("other_defaults")
+def test_values_of_mariadb_where_many_rows_come_together(mariadb: PrivateMariaDB, new_cluster: MakeCluster) -> None:
+    """They go into prepared statements there, and no text in them is parsed as SQL."""
+    cluster = new_cluster("mariadb", schema=[schema(MARIADB)], tables="v\n")
+    values = [(name, one) for name, (_, found) in MARIADB.items() for one in found if "repeat" not in one]
+    cluster.start()
+    before = executed(mariadb)
+    with cluster.primary.engine.begin() as connection:
+        connection.execute(text("SET time_zone = '+05:45', sql_mode = 'ALLOW_INVALID_DATES'"))
+        for number, (name, value) in enumerate(values * 8, 1):
+            connection.execute(text(f"INSERT INTO v (id, {name}) VALUES ({number}, {value.replace(':', chr(92) + ':')})"))
+    cluster.primary.engine.dispose()
+    cluster.wait_equal()
+    assert executed(mariadb) - before >= 2 * len(cluster.secondaries)
+    for name in MARIADB:
+        query = f"SELECT id, {shown_by_mariadb(name)} FROM v ORDER BY id"
+        expected = cluster.primary.rows(query)
+        assert all(node.rows(query) == expected for node in cluster.secondaries), name
+
+
+def executed(mariadb: PrivateMariaDB) -> int:
+    """How many prepared statements the server has run."""
+    with create_engine(mariadb.admin_url, poolclass=NullPool).connect() as connection:
+        return int(connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Com_stmt_execute'").one()[1])
 
 
 def test_values_of_sqlite_keep_their_storage_class(new_cluster: MakeCluster) -> None:
