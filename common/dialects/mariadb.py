@@ -83,11 +83,12 @@ SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE,
        CONCAT_WS('\\n', CREATED, ACTION_TIMING, EVENT_MANIPULATION, SQL_MODE, ACTION_STATEMENT)
 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'stsync\\\\_%%'
 """
-# What says that the server, not the change, is the trouble: connections, locks, files and space, shutdown, rights, read-only.
+# What says that the server, not the change, is the trouble: connections and what they keep, locks, files and space, shutdown, rights,
+# read-only.
 _AWAY = frozenset(
     {1016, 1020, 1021, 1023, 1024, 1026, 1030, 1034, 1035, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1053, 1077, 1078, 1079,
-     1080, 1114, 1135, 1142, 1143, 1152, 1153, 1158, 1159, 1160, 1161, 1180, 1184, 1194, 1195, 1203, 1205, 1206, 1213, 1226, 1290,
-     1317, 1412, 1637, 1698, 1836, 1927, 1969, 3024, 4031}
+     1080, 1114, 1135, 1142, 1143, 1152, 1153, 1158, 1159, 1160, 1161, 1180, 1184, 1194, 1195, 1203, 1205, 1206, 1213, 1226, 1243,
+     1290, 1317, 1412, 1615, 1637, 1698, 1836, 1927, 1969, 3024, 4031}
 )  # fmt: skip
 
 
@@ -320,7 +321,9 @@ class Mariadb(ToldByTriggers):
 
     def translate(self, exc: BaseException) -> StsyncError:
         """See ReplayDialect: by error number."""
-        number = exc.args[0] if exc.args else 0
+        number = (
+            exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
+        )  # the driver itself tells of some in words alone
         message = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
         system, client = number < 1000, 2000 <= number < 3000  # what the operating system and what the driver tells
         if system or client or number in _AWAY or isinstance(exc, pymysql.err.InterfaceError):

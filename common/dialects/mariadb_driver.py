@@ -11,27 +11,21 @@ from pymysql.constants.COMMAND import COM_STMT_CLOSE, COM_STMT_EXECUTE, COM_STMT
 from pymysql.err import OperationalError
 from pymysql.protocol import OKPacketWrapper
 
-MOST_PARAMETERS: Final = 65_535
 _KEPT: Final = 32
 _TOO_MANY: Final = 1461  # max_prepared_stmt_count
 _TEXT: Final = b"\xfd\x00"  # MYSQL_TYPE_VAR_STRING, in the connection's character set
 
 
 class _Lengths(dict[int, bytes]):
-    """A text's length as the protocol has it (a length-encoded integer), of texts of any usual length made once."""
+    """A text's length as the protocol has it (a length-encoded integer)."""
 
     def __missing__(self, length: int) -> bytes:
-        if length < 251:
-            found = struct.pack("<B", length)
-        elif length < 1 << 16:
-            found = b"\xfc" + struct.pack("<H", length)
-        else:
-            return b"\xfe" + struct.pack("<Q", length)
-        self[length] = found
-        return found
+        if length < 1 << 16:
+            return b"\xfc" + struct.pack("<H", length)
+        return b"\xfe" + struct.pack("<Q", length)
 
 
-_LENGTHS: Final = _Lengths()
+_LENGTHS: Final = _Lengths((length, bytes([length])) for length in range(251))
 
 
 class Connection(Driver):
@@ -48,6 +42,10 @@ class Connection(Driver):
         """Commit, unless that is done."""
         if not self.committed:
             super().commit()
+
+    def keeps(self, statement: str) -> bool:
+        """Whether it is prepared."""
+        return statement in self._prepared
 
     def prepare(self, statement: str) -> int | None:
         """The number under which the server keeps a statement that has a `?` for each parameter, and no result; None where it keeps no

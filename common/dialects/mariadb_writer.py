@@ -11,8 +11,8 @@ from pymysql.converters import escape_string
 
 from common.changes import SEPARATOR
 from common.dialects.base import Cursor, JsonWriter, Quote
-from common.dialects.mariadb_driver import MOST_PARAMETERS, execution
 from common.dialects.mariadb_driver import Connection as Driver
+from common.dialects.mariadb_driver import execution
 from common.dialects.mariadb_values import INTEGER, from_text, is_plain, json_type, type_of
 from common.dialects.script import Collected, Script
 from common.errors import NotApplicable, Unavailable
@@ -21,8 +21,8 @@ from common.schema import Column, ListedTable
 _NUMBER = re.compile(r"-?[0-9]+")
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
-_PORTIONS = (256, 32)
-_SHORT = 1024  # characters of a row, of those that are inserted by prepared statements
+# Rows of a prepared statement; the server takes longer, and much memory, to prepare it, but then only half as long as for literals.
+_PORTION, _PAYS, _WIDEST = 128, 1_024, 32
 # The only escapes in a string of JSON that mean something else in one of MariaDB; before them an even number of backslashes.
 _ESCAPES = ("\\u", "\\f")
 _ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\[uf]")
@@ -42,10 +42,10 @@ class MariadbWriter(JsonWriter):
         self._into = f"INSERT INTO {quote(table.name)} ({written_names}) VALUES "
         self._places = [(place, from_text(column, _VALUE_HERE)) for place, column in self.places]
         self._all_plain = [place for place, how in self._places if how == _VALUE_HERE] == list(range(len(self.columns)))
-        self._marks = f"({', '.join([how.replace(_VALUE_HERE, '?') for _, how in self._places])})"
         self._picks = [place for place, how in self._places for _ in range(how.count(_VALUE_HERE))]
-        most = min(MOST_PARAMETERS // len(self._picks), _SMALL // len(self._marks))
-        self._portions = [portion for portion in _PORTIONS if portion <= most]
+        marks = f"({', '.join([how.replace(_VALUE_HERE, '?') for _, how in self._places])})"
+        self._portion = self._into + ", ".join([marks] * _PORTION)
+        self._since_prepared = 0
         self._keys_plain = all(map(is_plain, self.keys)) and not self.where
         settable = self._places[len(self.keys) :] or self._places
         self._sets = [(f"{quote(self.columns[place].name)} = ", place, how) for place, how in settable]
@@ -63,33 +63,36 @@ class MariadbWriter(JsonWriter):
         parsed = None if self.where else _parsed(rows, len(self.columns))
         if parsed is None:
             return super().insert(cursor, rows)
-        done = self._insert_prepared(cursor, rows, parsed)
-        if done == len(parsed):
-            return done
-        statement = self._into + (self._spliced(parsed[done:]) if done else self._values(rows, parsed))
+        placed, written = self._insert_prepared(cursor, rows, parsed)
+        if placed == len(parsed):
+            return written
+        statement = self._into + self._values(rows, parsed, placed)
         if len(statement) > _SMALL:
             self._fit(cursor, _bytes_of(statement), rows)
         cursor.execute(statement)
-        return done + cursor.rowcount
+        return written + cursor.rowcount
 
-    def _insert_prepared(self, cursor: Cursor, rows: str, parsed: Sequence[_Row]) -> int:
-        """Insert the first of these rows by statements that the server keeps, and so need not parse; how many, none where they are
-        few or long."""
-        if len(parsed) < _PORTIONS[0] or len(rows) > len(parsed) * _SHORT or isinstance(cursor, Collected):
-            return 0
+    def _insert_prepared(self, cursor: Cursor, rows: str, parsed: Sequence[_Row]) -> tuple[int, int]:
+        """Insert the first of these rows by a statement that the server keeps, and so need not parse again: how many, and what it says
+        that it wrote. None where that does not pay yet, or where the table is so wide that it never does."""
+        placed = written = 0
+        if len(self._picks) > _WIDEST or len(parsed) < _PORTION or isinstance(cursor, Collected):
+            return placed, written
         driver: Driver = _direct(cursor).connection
-        done = 0
-        for portion in self._portions:
-            statement = self._into + ", ".join([self._marks] * portion)
-            while len(parsed) - done >= portion:
-                number = driver.prepare(statement)
-                if number is None:
-                    return done
-                call = execution(number, [row[place] for row in parsed[done : done + portion] for place in self._picks])
-                if len(call) > _SMALL:
-                    self._fit(cursor, len(call), rows)
-                done += driver.execute_prepared(call)
-        return done
+        self._since_prepared += len(parsed)
+        if not driver.keeps(self._portion) and self._since_prepared < _PAYS:
+            return placed, written
+        number = driver.prepare(self._portion)
+        if number is None:
+            return placed, written
+        self._since_prepared = 0
+        while len(parsed) - placed >= _PORTION:
+            call = execution(number, [row[place] for row in parsed[placed : placed + _PORTION] for place in self._picks])
+            if len(call) > _SMALL:
+                self._fit(cursor, len(call), rows)
+            written += driver.execute_prepared(call)
+            placed += _PORTION
+        return placed, written
 
     def update(self, cursor: Cursor, rows: str) -> int:
         """See TableWriter. JSON_TABLE makes a table on disk for each statement, which costs more than the change of a single row."""
@@ -126,13 +129,15 @@ class MariadbWriter(JsonWriter):
             parts.append(name + (value if is_integer else f"'{escape_string(value)}'"))
         return " AND ".join(parts)
 
-    def _values(self, rows: str, parsed: Sequence[_Row]) -> str:
+    def _values(self, rows: str, parsed: Sequence[_Row], first: int) -> str:
+        """The rows from the first one on, as they follow VALUES."""
         if self._all_plain and rows.endswith("]") and rows.count(_BETWEEN) == len(parsed) - 1 and not _escaped(rows):
-            return f"({rows[1:-1].replace(_BETWEEN, '),(')})"  # known now to be strings, nulls and what stands between them
-        return self._spliced(parsed)
-
-    def _spliced(self, parsed: Sequence[_Row]) -> str:
-        return ",".join([f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed])
+            count = len(parsed) - first
+            texts = rows[1:-1].rsplit(_BETWEEN, count)[-count:]
+            return f"({'),('.join(texts)})"  # known now to be strings, nulls and what stands between them
+        return ",".join(
+            [f"({','.join([_spliced(how, row[place]) for place, how in self._places])})" for row in parsed[first:]]
+        )
 
     def _fit(self, cursor: Cursor, size: int, rows: str) -> None:
         """The server cuts the connection for a statement above max_allowed_packet, so that is looked at before.

@@ -1,7 +1,9 @@
 """MariaDB: many rows that come together go into statements that the server keeps prepared, with the same result as any other way."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +11,18 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
+from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_driver import execution
 from common.dialects.mariadb_writer import MariadbWriter
+from common.errors import Unavailable
 from deploy.servers import PrivateMariaDB
+from tests.conftest import NewDatabase
+from tests.harness import NO_BROKER, make_cluster, wait_for
 from tests.integration.test_mariadb_literals import TEXTS
 from tests.integration.test_values import executed
 from tests.pipeline import Pipeline
 
-ROWS = 600
+ROWS = 1_100
 INSERT = text("INSERT INTO account VALUES (:i, :n, :u, :v, NULL)")
 
 
@@ -55,7 +61,7 @@ def test_every_text_arrives_to_the_byte(pipeline: Pipeline, mariadb: PrivateMari
     with pipeline.primary.engine.begin() as connection:
         names = [f"{i} {str(notes[i % len(TEXTS)])[:60]}" for i in range(ROWS)]
         connection.execute(INSERT, [{"i": i, "n": names[i], "u": None, "v": notes[i % len(notes)]} for i in range(ROWS)])
-    with counted(mariadb, ROWS // 256):
+    with counted(mariadb, ROWS // 128):
         pipeline.move()
     query = "SELECT id, HEX(name), HEX(note) FROM account ORDER BY id"
     assert pipeline.secondary.rows(query) == pipeline.primary.rows(query)
@@ -66,14 +72,15 @@ def test_every_text_arrives_to_the_byte(pipeline: Pipeline, mariadb: PrivateMari
 @pytest.mark.parametrize("length", [0, 1, 250, 251, 252, 65_535, 65_536, 1 << 24])
 def test_texts_of_any_length(pipeline: Pipeline, length: int) -> None:
     node = pipeline.secondary
-    node.execute("CREATE TABLE long_ (id BIGINT, body LONGTEXT, more LONGTEXT)")
+    node.execute("CREATE TABLE long_ (id BIGINT, body LONGTEXT, more LONGTEXT, last LONGTEXT)")
+    body = "é" * (length // 2) + "x" * (length % 2)
     connection = node.database.open()
     driver: Any = connection.connection.driver_connection
-    number = driver.prepare("INSERT INTO long_ VALUES (?, ?, ?)")
-    assert driver.execute_prepared(execution(number, ["1", "é" * (length // 2) + "x" * (length % 2), None])) == 1
+    number = driver.prepare("INSERT INTO long_ VALUES (?, ?, ?, ?)")
+    assert driver.execute_prepared(execution(number, ["1", body, None, body[::-1]])) == 1
     driver.commit()
     connection.close()
-    assert node.rows("SELECT id, LENGTH(body), more FROM long_") == [(1, length, None)]
+    assert node.rows("SELECT id, body, more, last FROM long_") == [(1, body, None, body[::-1])]
 
 
 @pytest.mark.parametrize("unit", [None, 77])
@@ -87,25 +94,25 @@ def test_a_row_that_is_refused_among_many(pipeline: Pipeline, mariadb: PrivateMa
         pipeline.secondary.execute("INSERT INTO account VALUES (9999, 'name 301', NULL, 'local', NULL)")
     with pipeline.primary.engine.begin() as connection:
         write(connection, unit=unit)
-    with counted(mariadb, 1):
+    with counted(mariadb, 2):
         pipeline.move()
     ((waiting, count),) = pipeline.secondary.rows("SELECT MIN(row_json), COUNT(*) FROM stsync_quarantine")
     assert count == 1
     assert waiting.startswith('["301"')
-    assert pipeline.secondary.rows("SELECT COUNT(*) FROM account WHERE id <= 600") == [(ROWS - 1,)]
+    assert pipeline.secondary.rows("SELECT COUNT(*) FROM account WHERE id <= 1100") == [(ROWS - 1,)]
 
 
 def test_a_row_that_is_there_already_is_set(pipeline: Pipeline, mariadb: PrivateMariaDB) -> None:
     pipeline.secondary.execute("INSERT INTO account VALUES (301, 'name 301', NULL, 'local', NULL)")
     with pipeline.primary.engine.begin() as connection:
         write(connection)
-    with counted(mariadb, 1):
+    with counted(mariadb, 2):
         pipeline.move()
     assert pipeline.wrong() == []
 
 
 def test_a_table_may_be_altered_in_between(pipeline: Pipeline, mariadb: PrivateMariaDB) -> None:
-    with counted(mariadb, 6):
+    with counted(mariadb, 3 * (ROWS // 128)):
         for turn, change in enumerate(
             ("ALTER TABLE account ADD more INT DEFAULT 7 FIRST", "ALTER TABLE account DROP more", "ANALYZE TABLE account")
         ):
@@ -136,23 +143,132 @@ def test_a_server_that_keeps_no_statements_takes_literals(pipeline: Pipeline, ma
 
 
 def test_only_so_many_statements_are_kept(pipeline: Pipeline, mariadb: PrivateMariaDB) -> None:
+    """Those used last."""
     node = pipeline.secondary
     node.execute("CREATE TABLE kept (id BIGINT)")
     connection = node.database.open()
     driver: Any = connection.connection.driver_connection
-    administrator = create_engine(mariadb.admin_url, poolclass=NullPool).connect()
-
-    def kept() -> int:
-        return int(administrator.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Prepared_stmt_count'").one()[1])
-
-    before = kept()
+    before, prepared = (status(mariadb, name) for name in ("Prepared_stmt_count", "Com_stmt_prepare"))
     for turn in range(2):
         for number in range(50):
-            statement = f"INSERT INTO kept VALUES (? + {number})"
-            assert driver.execute_prepared(execution(driver.prepare(statement), [str(1000 * turn)])) == 1
-    assert kept() - before == 32
+            for one in (0, number):
+                statement = f"INSERT INTO kept VALUES (? + {one})"
+                assert driver.execute_prepared(execution(driver.prepare(statement), [str(1000 * turn)])) == 1
+    assert status(mariadb, "Prepared_stmt_count") - before == 32
+    assert status(mariadb, "Com_stmt_prepare") - prepared == 1 + 2 * 49  # the first one, used all the time, once only
     driver.commit()
     connection.close()
-    administrator.close()
-    wanted = [(1000 * turn + number,) for turn in range(2) for number in range(50)]
+    wanted = sorted((1000 * turn + one,) for turn in range(2) for number in range(50) for one in (0, number))
     assert node.rows("SELECT id FROM kept ORDER BY id") == wanted
+
+
+@pytest.mark.usefixtures("at_once")
+def test_few_rows_and_rows_of_wide_tables_go_as_literals(
+    tmp_path: Path, mariadb: PrivateMariaDB, new_database: NewDatabase
+) -> None:
+    """It would cost the server more than it spares."""
+    columns = ", ".join(f"c{number} INT" for number in range(300))
+    schema = (f"CREATE TABLE wide (id INT PRIMARY KEY, {columns})", "CREATE TABLE few (id INT PRIMARY KEY, v TEXT)")
+    cluster = make_cluster(
+        tmp_path / "c", "mariadb", NO_BROKER, new_database, schema=schema, tables="wide\nfew\n", nodes=("st1", "st2")
+    )
+    pipeline = Pipeline(cluster)
+    before = executed(mariadb)
+    pipeline.primary.execute("INSERT INTO wide (id, c299) SELECT seq, seq FROM seq_1_to_1500")
+    pipeline.move()
+    for first in (1, 601):
+        pipeline.primary.execute(f"INSERT INTO few SELECT seq, LPAD(seq, 200, ' ') FROM seq_{first}_to_{first + 599}")
+        pipeline.move()
+        assert executed(mariadb) - before == (0 if first == 1 else 4)  # by now that many came that it pays
+    assert pipeline.wrong() == []
+    pipeline.close()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_many_rows_of_a_small_change_set_stand_behind_what_is_before_them(
+    pipeline: Pipeline, mariadb: PrivateMariaDB
+) -> None:
+    """All of it is one compound statement."""
+    for turn, first in enumerate((0, 1100)):
+        with pipeline.primary.engine.begin() as connection:
+            connection.execute(text(f"INSERT INTO unit VALUES ({turn}, 'u{turn}', NULL)"))
+            rows = [{"i": i, "n": str(i), "u": turn, "v": None} for i in range(first, first + 1100)]
+            connection.execute(INSERT, rows)
+        before = executed(mariadb)
+        pipeline.move()
+        assert executed(mariadb) == before
+    assert pipeline.wrong() == []
+
+
+def test_rows_that_the_server_leaves_out_are_told(
+    pipeline: Pipeline, mariadb: PrivateMariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trigger may from MariaDB 11.8 on (SIGNAL SQLSTATE '02TRG'): they are not sent for ever."""
+    called = 0
+
+    def leave_out(_driver: Driver, _call: bytes) -> int:
+        nonlocal called
+        called += 1
+        assert called < 100
+        return 0
+
+    monkeypatch.setattr(Driver, "execute_prepared", leave_out)
+    with pipeline.primary.engine.begin() as connection:
+        write(connection)
+    pipeline.move()
+    assert called >= ROWS // 128
+    assert pipeline.wrong() == []
+
+
+def test_a_portion_that_is_larger_than_a_packet_comes_in_pieces(pipeline: Pipeline, mariadb: PrivateMariaDB) -> None:
+    administrator = create_engine(mariadb.admin_url, poolclass=NullPool)
+
+    def allow(size: int) -> int:
+        with administrator.connect() as connection:
+            before = connection.exec_driver_sql("SELECT @@global.max_allowed_packet").scalar_one()
+            connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {size}")
+        return int(before)
+
+    with pipeline.primary.engine.begin() as connection:
+        rows = [{"i": i, "n": str(i), "u": None, "v": "\N{BANK}" * (3_000 if 896 <= i < 1_024 else 0)} for i in range(1_100)]
+        connection.execute(INSERT, rows)
+    before = allow(1 << 20)
+    try:
+        pipeline.again()  # a connection to which that applies
+        pipeline.move()
+    finally:
+        allow(before)
+    assert pipeline.wrong() == []
+
+
+def test_a_connection_that_is_killed_between_portions(pipeline: Pipeline, mariadb: PrivateMariaDB) -> None:
+    with pipeline.primary.engine.begin() as connection:
+        write(connection)
+    local = pipeline.secondary.engine.connect()
+    local.execute(text("INSERT INTO account VALUES (9999, 'name 301', NULL, 'local', NULL)"))
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_who_waits, mariadb)
+        with pytest.raises(Unavailable), counted(mariadb, 2):
+            pipeline.move()
+        assert killed.result()
+    local.rollback()
+    local.close()
+    assert pipeline.secondary.rows("SELECT COUNT(*) FROM account") == [(0,)]
+    pipeline.again()
+    assert pipeline.wrong() == []
+
+
+def kill_who_waits(mariadb: PrivateMariaDB) -> bool:
+    """Kill the connection that waits for a lock of another one."""
+    wait_for(lambda: status(mariadb, "Innodb_row_lock_current_waits"), "a connection that waits for a lock")
+    with create_engine(mariadb.admin_url, poolclass=NullPool).connect() as connection:
+        number = connection.exec_driver_sql(
+            "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        ).scalar_one()
+        connection.exec_driver_sql(f"KILL {int(number)}")
+    return True
+
+
+def status(mariadb: PrivateMariaDB, name: str) -> int:
+    with create_engine(mariadb.admin_url, poolclass=NullPool).connect() as connection:
+        return int(connection.exec_driver_sql(f"SHOW GLOBAL STATUS LIKE '{name}'").one()[1])
