@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from types import GenericAlias
 from typing import Any
 
@@ -87,7 +88,10 @@ class MariadbWriter(JsonWriter):
             return placed, written
         self._since_prepared = 0
         while len(parsed) - placed >= _PORTION:
-            call = execution(number, [row[place] for row in parsed[placed : placed + _PORTION] for place in self._picks])
+            some = parsed[placed : placed + _PORTION]
+            plain = self._all_plain  # and so all values are written as they stand, in their order
+            values = list(chain(*some)) if plain else [row[place] for row in some for place in self._picks]
+            call = execution(number, values)
             if len(call) > _SMALL:
                 self._fit(cursor, len(call), rows)
             written += driver.execute_prepared(call)

@@ -10,6 +10,7 @@ _RELAX = 1.03  # each idle look waits this much longer than the one before: abou
 # Looks may be long, where much was deleted and is not yet cleared away: the rest after two such is so many times as long, within
 # what nobody notices who waits for a change.
 _LONG_S, _REST, _LONGEST_REST_S = 0.003, 4, 0.03
+_LONGER = 1.25  # looks that take ever longer pass over more and more that somebody has written and will commit
 
 
 class PollWaker:
@@ -32,7 +33,7 @@ class PollWaker:
         self._shortest, self._longest = poll_s
         self._pause = self._shortest
         self._woken = math.inf
-        self._looked_s = 0.0
+        self._looked_s = self._known_s = 0.0
 
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
@@ -41,6 +42,10 @@ class PollWaker:
         before_s, self._looked_s = self._looked_s, begun - self._woken if self._pending is None and self._pause else 0.0
         looked_s = min(before_s, self._looked_s)  # a single one may have met a slow disk
         rest_s = min(_REST * looked_s, _LONGEST_REST_S, self._longest) if looked_s > _LONG_S else 0.0
+        if not rest_s:
+            self._known_s = 0.0
+        elif looked_s > _LONGER * self._known_s:
+            self._known_s, self._pause = looked_s, min(self._pause, rest_s)
         while self._pending is None or not self._pending():
             left = until - time.monotonic()
             if left <= 0 or self._stop.wait(min(max(self._pause, rest_s), left)):

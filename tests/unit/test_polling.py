@@ -98,3 +98,26 @@ def test_what_a_find_cost_is_no_reason_to_rest(time: Time) -> None:
     polls.found()
     polls.wait(1.0)
     assert time.waited[-1] == 0.0
+
+
+def test_looks_that_take_ever_longer_tell_of_somebody_who_writes_and_will_commit(time: Time) -> None:
+    """What is not committed yet has to be passed over; a node that was idle until then would notice the commit late."""
+    polls = waker(time)
+    for _ in range(300):
+        polls.wait(1.0)
+    time.waited.clear()
+    for number in range(60):
+        time.now += 0.001 + 0.0002 * number
+        polls.wait(1.0)
+    assert min(time.waited[:10]) == LONGEST_S
+    assert max(time.waited[20:]) < 0.05
+
+
+def test_looks_that_stay_long_grow_rare_again(time: Time) -> None:
+    """Nobody has to write for that: the database may be kept from clearing away."""
+    polls = waker(time)
+    for _ in range(300):
+        time.now += 0.008
+        polls.wait(1.0)
+    assert time.waited[-1] == LONGEST_S
+    assert sum(time.waited[:20]) < 20 * 0.06
