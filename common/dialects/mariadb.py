@@ -321,9 +321,8 @@ class Mariadb(ToldByTriggers):
 
     def translate(self, exc: BaseException) -> StsyncError:
         """See ReplayDialect: by error number."""
-        number = (
-            exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
-        )  # the driver itself tells of some in words alone
+        first = exc.args[0] if exc.args else 0
+        number = first if isinstance(first, int) else 0  # the driver itself tells of some in words alone
         message = str(exc.args[1]) if len(exc.args) > 1 else str(exc)
         system, client = number < 1000, 2000 <= number < 3000  # what the operating system and what the driver tells
         if system or client or number in _AWAY or isinstance(exc, pymysql.err.InterfaceError):

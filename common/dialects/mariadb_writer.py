@@ -45,7 +45,7 @@ class MariadbWriter(JsonWriter):
         self._all_plain = [place for place, how in self._places if how == _VALUE_HERE] == list(range(len(self.columns)))
         self._picks = [place for place, how in self._places for _ in range(how.count(_VALUE_HERE))]
         marks = f"({', '.join([how.replace(_VALUE_HERE, '?') for _, how in self._places])})"
-        self._portion = self._into + ", ".join([marks] * _PORTION)
+        self._portion = self._into + ", ".join([marks] * _PORTION) if len(self._picks) <= _WIDEST else ""
         self._since_prepared = 0
         self._keys_plain = all(map(is_plain, self.keys)) and not self.where
         settable = self._places[len(self.keys) :] or self._places
@@ -77,7 +77,7 @@ class MariadbWriter(JsonWriter):
         """Insert the first of these rows by a statement that the server keeps, and so need not parse again: how many, and what it says
         that it wrote. None where that does not pay yet, or where the table is so wide that it never does."""
         placed = written = 0
-        if len(self._picks) > _WIDEST or len(parsed) < _PORTION or isinstance(cursor, Collected):
+        if not self._portion or len(parsed) < _PORTION or isinstance(cursor, Collected):
             return placed, written
         driver: Driver = _direct(cursor).connection
         self._since_prepared += len(parsed)
@@ -89,8 +89,8 @@ class MariadbWriter(JsonWriter):
         self._since_prepared = 0
         while len(parsed) - placed >= _PORTION:
             some = parsed[placed : placed + _PORTION]
-            plain = self._all_plain  # and so all values are written as they stand, in their order
-            values = list(chain(*some)) if plain else [row[place] for row in some for place in self._picks]
+            straight = self._all_plain  # each value once, in its order
+            values = list(chain(*some)) if straight else [row[place] for row in some for place in self._picks]
             call = execution(number, values)
             if len(call) > _SMALL:
                 self._fit(cursor, len(call), rows)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymysql.err import InternalError, OperationalError
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
+from common.dialects.mariadb import Mariadb
 from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_driver import execution
 from common.dialects.mariadb_writer import MariadbWriter
@@ -256,6 +258,20 @@ def test_a_connection_that_is_killed_between_portions(pipeline: Pipeline, mariad
     assert pipeline.secondary.rows("SELECT COUNT(*) FROM account") == [(0,)]
     pipeline.again()
     assert pipeline.wrong() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InternalError("Packet sequence number wrong - got 3 expected 1"),
+        OperationalError(1243, "Unknown prepared statement handler (7) given to EXECUTE"),
+        OperationalError(1615, "Prepared statement needs to be re-prepared"),
+    ],
+    ids=["out of step", "forgotten", "again and again"],
+)
+def test_what_a_connection_has_lost_is_not_the_fault_of_a_change(error: Exception) -> None:
+    """TRAPS 29: a new connection begins anew."""
+    assert isinstance(Mariadb().translate(error), Unavailable)
 
 
 def kill_who_waits(mariadb: PrivateMariaDB) -> bool:
