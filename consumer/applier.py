@@ -66,7 +66,7 @@ class Applier:
         self._replayer: tuple[int, Replayer] | None = None
         self._replays_by = 0
         self._head = (1, 0)
-        self._beat = 0
+        self._beat = self._answer = 0
         self._at_last_beat = 0
         self._heard: float | None = None
         self._saved_beat = 0
@@ -165,7 +165,10 @@ class Applier:
             self._heartbeat(connection, message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
             answer = parse_body(self._reader.open(message), PastRetention)
+            if answer.number <= self._answer:
+                raise MessageRefused("replayed", f"an answer of {message.header.sender!r} that came before, or an older one")
             self._freshness.judge(message.header)
+            self._answer = answer.number
             if answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
                 self._give_up(connection, self._past_retention(answer.journal_first))
         else:

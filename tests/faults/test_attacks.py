@@ -71,15 +71,19 @@ class Attack:
     def to_nodes(self, *messages: bytes) -> None:
         self._publish(self.topology.events_exchange, messages)
 
+    def to_node(self, name: str, *messages: bytes) -> None:
+        """As the primary answers one node."""
+        self._publish(self.topology.direct_exchange, messages, key=name)
+
     def to_primary(self, *messages: bytes, vouched: bool = True) -> None:
         self._publish(self.topology.reports_exchange, messages, vouched=vouched)
 
-    def _publish(self, exchange: str, messages: tuple[bytes, ...], *, vouched: bool = True) -> None:
+    def _publish(self, exchange: str, messages: tuple[bytes, ...], *, key: str = "", vouched: bool = True) -> None:
         parameters = pika.URLParameters(self.broker_url)
         user = parameters.credentials.username if vouched else None
         with self._channel(parameters) as channel:
             for message in messages:
-                channel.basic_publish(exchange, "", message, pika.BasicProperties(user_id=user))
+                channel.basic_publish(exchange, key, message, pika.BasicProperties(user_id=user))
 
     @contextmanager
     def _channel(self, parameters: Any) -> Iterator[Any]:
@@ -123,15 +127,19 @@ class Attack:
             assert node.rows("SELECT 1 FROM unit WHERE id = 666") == []
 
 
-@pytest.fixture
-def attack(new_cluster: MakeCluster, vhost_url: str) -> Attack:
-    cluster = new_cluster("sqlite", broker_url=vhost_url, nodes=("st1", "st2"))
+def new_attack(new_cluster: MakeCluster, url: str, kind: str, nodes: tuple[str, ...] = ("st1", "st2")) -> Attack:
+    cluster = new_cluster(kind, broker_url=url, nodes=nodes)
     cluster.start()
     wait_running(*cluster.nodes.values())
     cluster.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
     cluster.wait_equal()
     pki = cluster.primary.home.parent / "pki"
-    return Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2"), "st1"))
+    return Attack(cluster, url, pki, Topology("mft", nodes, "st1"))
+
+
+@pytest.fixture
+def attack(new_cluster: MakeCluster, vhost_url: str) -> Attack:
+    return new_attack(new_cluster, vhost_url, "sqlite")
 
 
 def regions(message: bytes) -> dict[str, int]:
@@ -399,14 +407,14 @@ def test_a_senseless_catch_up_request_is_harmless(attack: Attack) -> None:
     assert "Traceback" not in attack.cluster.primary.log
 
 
-def handmade(attack: Attack, body: bytes, **changed: Any) -> bytes:
-    """A message signed by the primary's own key, its body as given: marker and all."""
-    identity = load_identity(attack.pki / "st1.key", attack.pki / "st1.pem", "st1")
+def handmade(attack: Attack, body: bytes, *, signed_by: str = "st1", **changed: Any) -> bytes:
+    """A message signed by a node's own key, its body as given: marker and all."""
+    identity = load_identity(attack.pki / f"{signed_by}.key", attack.pki / f"{signed_by}.pem", signed_by)
     values: dict[str, Any] = {
         "version": wire.VERSION,
         "kind": MessageKind.BATCH,
         "cluster": "mft",
-        "sender": "st1",
+        "sender": signed_by,
         "audience": wire.EVERYONE,
         "epoch": 1,
         "sequence": attack.cluster.primary.sequence() + 1,
@@ -424,22 +432,32 @@ def sized(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def test_a_compression_bomb_does_not_explode(attack: Attack) -> None:
-    """TRAPS 17: announced, not announced, and announced wrongly; memory stays bounded."""
+def bombs() -> tuple[bytes, bytes, bytes]:
+    """300 MiB folded: announced, not announced, and announced as 1,000 bytes."""
     zeros = bytes(300 << 20)
     announced = zstandard.compress(zeros, 1)
     silent = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(zeros)
     assert max(len(announced), len(silent)) < wire.MAX_MESSAGE_BYTES
-    attack.expect(
-        "st2",
-        "size",
-        lambda: attack.to_nodes(*(handmade(attack, b"\x01" + one) for one in (announced, silent))),
-        2,
-    )
-    node = attack.cluster.nodes["st2"]
+    size = len(zeros).to_bytes(4, "little")
+    assert announced[:18].count(size) == 1, "the frame header's field of the content size"
+    modest = announced.replace(size, (1000).to_bytes(4, "little"), 1)
+    assert zstandard.frame_content_size(modest) == 1000
+    return announced, silent, modest
+
+
+def assert_small(node: Node) -> None:
+    """The service has at no time had the memory that a bomb unfolds to."""
     assert node.process is not None
     status = Path(f"/proc/{node.process.pid}/status").read_text()
     assert next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) < 250_000
+
+
+def test_a_compression_bomb_does_not_explode(attack: Attack) -> None:
+    """TRAPS 17: announced, not announced, and announced wrongly; memory stays bounded."""
+    announced, silent, modest = (handmade(attack, b"\x01" + one) for one in bombs())
+    attack.expect("st2", "size", lambda: attack.to_nodes(announced, silent), 2)
+    attack.expect("st2", "malformed", lambda: attack.to_nodes(modest))
+    assert_small(attack.cluster.nodes["st2"])
 
 
 def test_an_oversize_message_is_refused(attack: Attack) -> None:
