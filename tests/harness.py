@@ -50,6 +50,7 @@ class Node:
     url: str
     process: "warm.WarmProcess | subprocess.Popen[bytes] | None" = None
     _engine: Engine | None = None
+    _logged: int = 0
 
     @property
     def config(self) -> Path:
@@ -59,6 +60,11 @@ class Node:
     def log(self) -> str:
         path = self.home / "log"
         return path.read_text() if path.exists() else ""
+
+    @property
+    def words(self) -> str:
+        """What the service has logged since it was last started."""
+        return self.log[self._logged :]
 
     @property
     def settings(self) -> Settings:
@@ -110,6 +116,7 @@ class Node:
     def start(self, environment: Mapping[str, str] = MappingProxyType({}), *, cold: bool = False) -> None:
         """Start the service; `cold`: see `command`, where its memory is measured."""
         arguments = ["run", "--config", str(self.config)]
+        self._logged = len(self.log)
         if not cold:
             self.process = warm.WarmProcess(
                 arguments, Path(os.devnull), self.home / "log", dict(environment) | self._clock()

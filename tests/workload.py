@@ -6,10 +6,12 @@ that swap, parents that go, keys that change, rows that cross the row filter, bu
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
@@ -56,6 +58,7 @@ class Writers:
     failed: Counter[str] = field(default_factory=Counter)
     error: BaseException | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    _moments: list[float] = field(default_factory=list, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> list[threading.Thread]:
@@ -63,6 +66,12 @@ class Writers:
         for thread in threads:
             thread.start()
         return threads
+
+    def standstill_s(self, since: float) -> float:
+        """The longest time from that monotonic moment until now in which none of them committed anything."""
+        with self._guard:
+            moments = [since, *(one for one in self._moments if one > since), time.monotonic()]
+        return max(later - earlier for earlier, later in pairwise(moments))
 
     def _run(self, number: int) -> None:
         chance = random.Random(self.seed * 100 + number)
@@ -85,6 +94,8 @@ class Writers:
         with self._guard:
             self.tried += 1
             self.committed += committed
+            if committed:
+                self._moments.append(time.monotonic())
             if failure is not None:
                 self.failed[failure] += 1
 

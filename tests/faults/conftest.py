@@ -5,16 +5,16 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import text
 
-from deploy.servers.base import PrivateServer
 from deploy.servers.processes import descendants
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster, new_cluster
 
-__all__ = ["assert_whole", "cluster", "frozen", "new_cluster", "wait_running", "wait_told"]
+__all__ = ["assert_whole", "cluster", "edit_here", "frozen", "new_cluster", "wait_running", "wait_told"]
 
 
 def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -45,7 +45,8 @@ def wait_arrived(cluster: Cluster, timeout_s: float = 60.0) -> None:
 
 
 def assert_whole(cluster: Cluster, timeout_s: float = 90.0) -> None:
-    """All nodes equal, their services alive, no hole in the journal, one history, nothing quarantined, and no alarm (TRAPS 34)."""
+    """All nodes equal, their services alive, no hole in the journal, one history, nothing quarantined, no alarm (TRAPS 34), and
+    nothing captured where it was only replayed (TRAPS 5): a test that edits a secondary has to forget that (`edit_here`)."""
     cluster.wait_equal(timeout_s)
     head = cluster.primary.sequence()
     journal = cluster.primary.rows("SELECT max(sequence), max(sequence) - min(sequence) + 1 - count(*) FROM stsync_journal")
@@ -56,21 +57,36 @@ def assert_whole(cluster: Cluster, timeout_s: float = 90.0) -> None:
         assert node.rows("SELECT reason FROM stsync_node WHERE state IN ('refused', 'needs_full_sync')") == []
         assert node.process is not None
         assert node.process.poll() is None, node.log[-3000:]
+    for node in cluster.secondaries:
+        assert node.rows("SELECT table_name, kind, rows_json FROM stsync_outbox") == [], f"captured on {node.name}"
     hashes = {node.name: bytes(node.rows("SELECT hash FROM stsync_node")[0][0]) for node in cluster.nodes.values()}
     assert len(set(hashes.values())) == 1, hashes
+
+
+def edit_here(node: Node, statement: str) -> None:
+    """What a program of a secondary does there; what is captured of it, one change, is forgotten."""
+    with node.engine.begin() as connection:
+        connection.execute(text(statement))
+        assert connection.execute(text("DELETE FROM stsync_outbox")).rowcount == 1, statement
 
 
 def _runs(node: Node) -> bool:
     assert node.process is not None
     assert node.process.poll() is None, f"{node.name} ended with {node.process.returncode}\n{node.log[-3000:]}"
-    words = node.log.rpartition('"event": "starting"')[2]
-    return '"state": "ready", "reason": null, "event": "broker_consume"' in words
+    return '"state": "ready", "reason": null, "event": "broker_consume"' in node.words
+
+
+class HasPid(Protocol):
+    """A server, or a node's service."""
+
+    @property
+    def pid(self) -> int: ...
 
 
 @contextmanager
-def frozen(server: PrivateServer) -> Iterator[None]:
-    """The whole server says nothing for a while."""
-    processes = [server.pid, *descendants(server.pid)]
+def frozen(running: HasPid) -> Iterator[None]:
+    """It says nothing for a while, with all its processes."""
+    processes = [running.pid, *descendants(running.pid)]
 
     def signal_all(number: signal.Signals) -> None:
         for pid in processes:

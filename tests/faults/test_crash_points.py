@@ -8,7 +8,7 @@ import pytest
 from deploy.servers import PrivateRabbitMQ
 from tests import crashpoints
 from tests.conftest import KINDS
-from tests.faults.conftest import wait_arrived, wait_told
+from tests.faults.conftest import edit_here, wait_arrived, wait_told
 from tests.faults.crashing import Crashing, Kept
 from tests.harness import Node, wait_for
 from tests.workload import writing
@@ -160,7 +160,7 @@ def test_the_quarantine_is_kept_and_retried_once_whenever_its_node_dies(crashing
     """TRAPS 7, 29: while a change is added to it, and while it is taken out again."""
     added, retried = crashpoints.QUARANTINE
     primary, node = crashing.cluster.primary, crashing.cluster.nodes["st2"]
-    node.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
+    edit_here(node, "INSERT INTO unit VALUES (900, 'taken', NULL)")
     victim = crashing.arm(added, "st2", 1)
     primary.execute("INSERT INTO unit VALUES (800, 'taken', NULL)")
     crashing.wait_dead(victim, added)
@@ -168,7 +168,7 @@ def test_the_quarantine_is_kept_and_retried_once_whenever_its_node_dies(crashing
     victim = crashing.arm(retried, "st2", 1)
     wait_arrived(crashing.cluster)
     wait_for(lambda: node.rows("SELECT count(*) FROM stsync_quarantine") == [(1,)], "one change in the quarantine")
-    node.execute("DELETE FROM unit WHERE id = 900")
+    edit_here(node, "DELETE FROM unit WHERE id = 900")
     crashing.wait_dead(victim, retried)
     assert node.rows("SELECT count(*) FROM stsync_quarantine") == [(1,)], "taken out without its row"
     assert node.rows("SELECT 1 FROM unit WHERE id = 800") == []

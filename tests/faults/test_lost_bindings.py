@@ -1,12 +1,13 @@
 """One binding, queue or exchange that is gone while everything else goes on is noticed and declared again (TRAPS 11, 18)."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from tests.faults.conftest import wait_running, wait_told
-from tests.faults.test_broker_loss import TOPOLOGY, do, saves
+from tests.faults.conftest import frozen, wait_running, wait_told
+from tests.faults.test_broker_loss import ONE_AHEAD, TOPOLOGY, do, purged, saves, standing
 from tests.harness import Cluster, Node
 from tests.integration.conftest import MakeCluster
 
@@ -63,10 +64,6 @@ def deleted(channel: Any) -> None:
     channel.queue_delete(TOPOLOGY.reports_queue)
 
 
-def purged(channel: Any) -> None:
-    channel.queue_purge(TOPOLOGY.reports_queue)
-
-
 def unbound(channel: Any) -> None:
     channel.queue_unbind(TOPOLOGY.reports_queue, REPORTS, "")
 
@@ -79,7 +76,7 @@ def reports_gone(channel: Any) -> None:
     channel.exchange_delete(REPORTS)
 
 
-@pytest.mark.parametrize("loss", [deleted, purged, unbound, reports_gone, events_gone])
+@pytest.mark.parametrize("loss", [deleted, unbound, reports_gone, events_gone])
 def test_what_is_lost_on_the_primarys_side_comes_back(running: Cluster, vhost_url: str, loss: Callable[[Any], None]) -> None:
     """TRAPS 11, 18: batches arrive, reports are heard, and a gap heals, which needs requests to be heard, too."""
     primary, node = running.primary, running.nodes["st2"]
@@ -95,6 +92,33 @@ def test_what_is_lost_on_the_primarys_side_comes_back(running: Cluster, vhost_ur
         assert one.process is not None
         assert one.process.poll() is None, one.log[-3000:]
         assert one.status()["refused"] == {}
+
+
+def test_requests_that_are_purged_before_the_primary_took_them_come_again(running: Cluster, vhost_url: str) -> None:
+    """TRAPS 11: with the reports that stand among them; the primary is slow, and the node knows of the gap by a heartbeat."""
+    primary, node = running.primary, running.nodes["st2"]
+    for one in (primary, node):
+        assert one.stop() == 0
+        one.start(ONE_AHEAD)
+    wait_running(primary, node)
+    assert primary.process is not None
+    assert node.process is not None
+    with ExitStack() as slow:
+        with frozen(node.process):
+            lose_a_gap(running, vhost_url)
+            purged(vhost_url, QUEUE)
+            do(vhost_url, lambda channel: channel.queue_bind(QUEUE, EVENTS, ""))
+            wait_told(lambda: standing(vhost_url, QUEUE), lambda: "a heartbeat")
+            slow.enter_context(frozen(primary.process))
+            assert "catch_up_asked" not in node.log
+        wait_told(lambda: "catch_up_asked" in node.log, lambda: node.log[-2000:])
+        reports = TOPOLOGY.reports_queue
+        wait_told(lambda: standing(vhost_url, reports) >= 3, lambda: standing(vhost_url, reports))
+        assert purged(vhost_url, reports) >= 3
+        assert node.sequence() < primary.sequence()
+    running.wait_equal(20)
+    wait_told(lambda: reported(primary) == ("in_sync", primary.sequence()), lambda: states(running), 20)
+    assert [one.status()["refused"] for one in (primary, node)] == [{}, {}]
 
 
 def reported(primary: Node) -> tuple[str, int]:

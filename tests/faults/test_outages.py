@@ -16,12 +16,11 @@ from deploy.servers import PrivateRabbitMQ
 from tests.conftest import KINDS
 from tests.faults.conftest import assert_whole, frozen, wait_running, wait_told
 from tests.faults.proxy import Proxy
-from tests.faults.test_broker_loss import drained
-from tests.harness import Cluster, Node, transaction, wait_for
+from tests.faults.test_broker_loss import BLOCKED_S, drained, saves
+from tests.harness import Cluster, transaction, wait_for
 from tests.integration.conftest import MakeCluster
 from tests.workload import more, writing
 
-BLOCKED_S = 1.0  # no writer's statement waits so long for anything of ours
 HEARTBEAT_S = 5  # the least that may be set
 SHORT = MappingProxyType({"STSYNC_BROKER__HEARTBEAT_S": str(HEARTBEAT_S)})
 
@@ -44,16 +43,6 @@ def ready(cluster: Cluster, environment: Mapping[str, str] = MappingProxyType({}
         node.start(environment)
     wait_running(*cluster.nodes.values())
     return cluster
-
-
-def slowest_save(node: Node, first: int, count: int) -> float:
-    """So many transactions; the seconds of the slowest."""
-    slowest = 0.0
-    for number in range(first, first + count):
-        began = time.monotonic()
-        node.execute(f"INSERT INTO unit VALUES ({number}, 'unit {number}', NULL)")
-        slowest = max(slowest, time.monotonic() - began)
-    return slowest
 
 
 @contextmanager
@@ -87,10 +76,10 @@ def test_a_broker_whose_disk_is_full_stops_no_writer(
     """TRAPS 16: the journal takes what the broker does not, the log says why, and it goes on by itself."""
     cluster = ready(new_cluster(database_kind, broker_url=broker.new_vhost()))
     primary = cluster.primary
-    slowest_save(primary, 0, 10)
+    saves(primary, 0, 10)
     cluster.wait_equal()
     with disk_alarm(broker):
-        assert slowest_save(primary, 100, 300) < BLOCKED_S
+        assert saves(primary, 100, 300).slowest_s < BLOCKED_S
         wait_for(lambda: drained(primary), "the outbox drained into the journal", 20)
         wait_told(lambda: "lacks memory or disk" in primary.log, lambda: primary.log[-2000:])
         status = primary.status()
@@ -103,13 +92,13 @@ def test_a_frozen_broker_stops_no_writer(new_cluster: MakeCluster, broker: Priva
     """TRAPS 16, 24: it says nothing for three heartbeats, and then goes on as if nothing had been."""
     cluster = ready(new_cluster(database_kind, broker_url=broker.new_vhost()), SHORT)
     primary = cluster.primary
-    slowest_save(primary, 0, 10)
+    saves(primary, 0, 10)
     cluster.wait_equal()
     with frozen(broker):
         until = time.monotonic() + 3 * HEARTBEAT_S
         number = 100
         while time.monotonic() < until:
-            assert slowest_save(primary, number, 10) < BLOCKED_S
+            assert saves(primary, number, 10).slowest_s < BLOCKED_S
             number += 10
         wait_for(lambda: drained(primary), "the outbox drained into the journal", 20)
     assert_whole(cluster)
@@ -120,13 +109,13 @@ def test_a_lock_longer_than_a_heartbeat_costs_no_session(new_cluster: MakeCluste
     """TRAPS 24: a program on a secondary holds what replay needs for three heartbeats; the broker's session stays."""
     cluster = ready(new_cluster(database_kind), SHORT)
     primary, node = cluster.primary, cluster.nodes["st2"]
-    slowest_save(primary, 0, 10)
+    saves(primary, 0, 10)
     cluster.wait_equal()
     before = node.log
     with transaction(node) as holder:
         holder.execute(text("UPDATE unit SET name = 'mine' WHERE id = 5"))
         primary.execute("UPDATE unit SET name = 'theirs' WHERE id = 5")
-        slowest_save(primary, 100, 50)
+        saves(primary, 100, 50)
         until = time.monotonic() + 3 * HEARTBEAT_S
         wait_for(lambda: time.monotonic() > until, "three heartbeats")
         assert node.sequence() < primary.sequence()
@@ -143,12 +132,12 @@ def test_an_acknowledgement_that_the_broker_will_not_wait_for_loses_nothing(
     with impatient(broker):
         cluster = ready(new_cluster(database_kind, broker_url=broker.new_vhost()))
         primary, node = cluster.primary, cluster.nodes["st2"]
-        slowest_save(primary, 0, 10)
+        saves(primary, 0, 10)
         cluster.wait_equal()
         with transaction(node) as holder:
             holder.execute(text("UPDATE unit SET name = 'mine' WHERE id = 5"))
             primary.execute("UPDATE unit SET name = 'theirs' WHERE id = 5")
-            slowest_save(primary, 100, 50)
+            saves(primary, 100, 50)
             wait_told(lambda: "timeout" in node.log, lambda: node.log[-2000:], 30)
             holder.rollback()
         assert_whole(cluster, 30)
@@ -159,7 +148,7 @@ def test_a_node_that_is_away_for_ten_thousand_changes_catches_up(new_cluster: Ma
     """TRAPS 11, 12: its queue overflows and loses the oldest of them; the others are not concerned."""
     cluster = ready(new_cluster(database_kind), {"STSYNC_BROKER__QUEUE_MAX_BYTES": str(1 << 20)})
     primary, dead, other = cluster.primary, cluster.nodes["st2"], cluster.nodes["st3"]
-    slowest_save(primary, 0, 5)
+    saves(primary, 0, 5)
     cluster.wait_equal()
     stood = dead.sequence()
     dead.kill()

@@ -44,6 +44,33 @@ def test_only_listed_tables_and_committed_changes_are_captured(node: Node) -> No
     assert captured(node) == [("unit", "I", 1)]
 
 
+def test_an_update_that_changes_nothing_makes_no_event(node: Node) -> None:
+    """TRAPS 3: whatever it sets to the value that stands there already, and whatever it does to excluded columns."""
+    node.execute(
+        "INSERT INTO unit VALUES (1, 'u', NULL)",
+        "INSERT INTO account VALUES (1, 'a', 1, 'noted', 'once'), (2, 'b', NULL, NULL, NULL)",
+        "INSERT INTO login VALUES (1, 'a', 'd')",
+        "INSERT INTO param VALUES ('p', 'x', 'v', 0), ('own', 'x', 'v', 1)",
+    )
+    held = node.rows("SELECT * FROM stsync_outbox ORDER BY id")
+    assert held
+    for statement in (
+        "UPDATE account SET note = note",
+        "UPDATE account SET note = 'noted', unit_id = 1 WHERE id = 1",
+        "UPDATE account SET note = NULL, unit_id = NULL WHERE id = 2",
+        "UPDATE account SET id = id",
+        "UPDATE login SET account_id = account_id, name = name",
+        "UPDATE param SET islocal = islocal",
+        "UPDATE account SET last_login = 'again'",
+        "UPDATE account SET last_login = NULL",
+        "UPDATE account SET name = name, last_login = 'thrice'",
+    ):
+        node.execute(statement)
+        assert node.rows("SELECT * FROM stsync_outbox ORDER BY id") == held, statement
+    node.execute("UPDATE account SET note = 'new' WHERE id = 2")
+    assert captured(node)[-1] == ("account", "U", 1)
+
+
 def test_install_may_be_repeated_and_changes_nothing_then(node: Node) -> None:
     with node.database.connect() as connection:
         again = capture.plan(node.database, connection, node.settings)
