@@ -391,5 +391,5 @@ def _expect(step: Step, found: int) -> None:
     if found != step.count:
         raise NotApplicable(
             f"{step.count - found} of {step.count} rows of table {step.table} were not taken: outside the row filter of this node, "
-            "or a local row outside of it has the same key"
+            "longer or larger than its columns hold, or a local row outside of the filter has the same key"
         )

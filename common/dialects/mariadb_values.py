@@ -10,6 +10,13 @@ INTEGER = ("tinyint", "smallint", "mediumint", "int", "bigint")
 TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
 
 
+_ROOM = {
+    f"{size}{kind}": room
+    for size, room in (("tiny", 255), ("", 65_535), ("medium", 16_777_215))
+    for kind in ("text", "blob")
+}
+_CHARSET = re.compile(r" CHARACTER SET (\w+)")
+UNTYPED = "LONGTEXT CHARACTER SET utf8mb4"  # what JSON_TABLE makes of any value's text
 _UTF8 = re.compile(r" CHARACTER SET utf8mb4 COLLATE \w+$")
 
 
@@ -65,18 +72,22 @@ def from_text(column: Column, value: str) -> str:
     return value
 
 
+def fits(column: Column, value: str) -> str | None:
+    """SQL for whether a long text, in a column of JSON_TABLE, has room in its own column; None where it has. MariaDB (10.11) cuts it
+    without an error where it copies it from a temporary table."""
+    base = type_of(column)
+    if base not in _ROOM:
+        return None
+    charset = _CHARSET.search(column.type)
+    length = f"LENGTH({value}) / 2" if charset is None else f"LENGTH(CONVERT({value} USING {charset[1]}))"
+    return f"COALESCE({length}, 0) <= {_ROOM[base]}"
+
+
 def is_plain(column: Column) -> bool:
     """Whether the column can be compared with a literal and mean what it means compared with a column of its own type."""
     return type_of(column) in INTEGER or type_of(column) in {"char", "varchar"}
 
 
-def json_type(column: Column, *, typed: bool) -> str:
-    """The type of its text in JSON_TABLE: its own where that is to be compared and can be."""
-    base = type_of(column)
-    if (
-        typed
-        and base not in BINARY
-        and base not in {"timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}
-    ):
-        return column.type
-    return "LONGTEXT CHARACTER SET utf8mb4"
+def is_typed(column: Column) -> bool:
+    """Whether JSON_TABLE can give its values the column's own type, for comparisons."""
+    return type_of(column) not in {*BINARY, "timestamp", "bit", "enum", "set", "float", "double", "uuid", "inet6", "inet4"}

@@ -14,7 +14,7 @@ from common.changes import SEPARATOR
 from common.dialects.base import Cursor, JsonWriter, Quote
 from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_driver import execution
-from common.dialects.mariadb_values import INTEGER, from_text, is_plain, json_type, type_of
+from common.dialects.mariadb_values import INTEGER, UNTYPED, fits, from_text, is_plain, is_typed, text_of, type_of
 from common.dialects.script import Collected, Script
 from common.errors import NotApplicable, Unavailable
 from common.schema import Column, ListedTable
@@ -161,12 +161,17 @@ class MariadbWriter(JsonWriter):
     def source(self, columns: Iterable[tuple[int, Column, str]]) -> str:
         """See JsonWriter."""
         wanted, filtered = list(columns), self.where.lower()
-        table = ", ".join(
-            f"c{place} {json_type(c, typed=c in self.keys or c.name.lower() in filtered)} PATH '$[{place}]' ERROR ON ERROR"
+        typed = [(place, c) for place, c, _ in wanted if is_typed(c) and (c in self.keys or c.name.lower() in filtered)]
+        table = [
+            f"c{place} {c.type if (place, c) in typed else UNTYPED} PATH '$[{place}]' ERROR ON ERROR"
             for place, c, _ in wanted
-        )
+        ]
+        table += [f"t{place} {UNTYPED} PATH '$[{place}]' ERROR ON ERROR" for place, _ in typed]
         values = ", ".join(f"{from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
-        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({table})) j"
+        # JSON_TABLE clips what does not fit a type, without an error: it might be another row's key then.
+        whole = [f"BINARY {text_of(c, f'c{place}')} <=> BINARY t{place}" for place, c in typed]
+        whole += [fit for place, c, _ in wanted if (fit := fits(c, f"c{place}")) is not None]
+        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({', '.join(table)})) j WHERE {' AND '.join(whole) or 'TRUE'}"
 
     def update_sql(self) -> str:
         """See JsonWriter."""
