@@ -15,6 +15,7 @@ _ROOM = {
     for size, room in (("tiny", 255), ("", 65_535), ("medium", 16_777_215))
     for kind in ("text", "blob")
 }
+_SCALE = re.compile(r"^decimal\([0-9]+,([0-9]+)\)")
 _CHARSET = re.compile(r" CHARACTER SET (\w+)")
 UNTYPED = "LONGTEXT CHARACTER SET utf8mb4"  # what JSON_TABLE makes of any value's text
 _UTF8 = re.compile(r" CHARACTER SET utf8mb4 COLLATE \w+$")
@@ -70,6 +71,18 @@ def from_text(column: Column, value: str) -> str:
     if base == "bit":
         return f"CAST({value} AS UNSIGNED)"
     return value
+
+
+def unclipped(column: Column, typed: str, text: str) -> str | None:
+    """SQL for whether a value that JSON_TABLE gave the column's own type is the one that its text says: it clips what is too large or
+    too long, without an error. None for types of which it is not known."""
+    base = type_of(column)
+    if base in INTEGER or base in {"decimal", "year"}:
+        scale = _SCALE.search(column.type)
+        return f"{typed} <=> CAST({text} AS DECIMAL(65,{scale[1] if scale else 0}))"
+    if base == "char":
+        return f"BINARY {text_of(column, typed)} <=> BINARY TRIM(TRAILING ' ' FROM {text})"
+    return f"BINARY {text_of(column, typed)} <=> BINARY {text}" if base in TEXT else None
 
 
 def fits(column: Column, value: str) -> str | None:

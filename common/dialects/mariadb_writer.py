@@ -14,7 +14,7 @@ from common.changes import SEPARATOR
 from common.dialects.base import Cursor, JsonWriter, Quote
 from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_driver import execution
-from common.dialects.mariadb_values import INTEGER, UNTYPED, fits, from_text, is_plain, is_typed, text_of, type_of
+from common.dialects.mariadb_values import INTEGER, UNTYPED, fits, from_text, is_plain, is_typed, type_of, unclipped
 from common.dialects.script import Collected, Script
 from common.errors import NotApplicable, Unavailable
 from common.schema import Column, ListedTable
@@ -168,10 +168,10 @@ class MariadbWriter(JsonWriter):
         ]
         table += [f"t{place} {UNTYPED} PATH '$[{place}]' ERROR ON ERROR" for place, _ in typed]
         values = ", ".join(f"{from_text(c, f'c{place}')} AS {self.quote(name)}" for place, c, name in wanted)
-        # JSON_TABLE clips what does not fit a type, without an error: it might be another row's key then.
-        whole = [f"BINARY {text_of(c, f'c{place}')} <=> BINARY t{place}" for place, c in typed]
-        whole += [fit for place, c, _ in wanted if (fit := fits(c, f"c{place}")) is not None]
-        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({', '.join(table)})) j WHERE {' AND '.join(whole) or 'TRUE'}"
+        whole = [unclipped(c, f"c{place}", f"t{place}") for place, c in typed]
+        whole += [fits(c, f"c{place}") for place, c, _ in wanted]
+        where = " AND ".join(filter(None, whole)) or "TRUE"  # what is another value by now might be another row's key
+        return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({', '.join(table)})) j WHERE {where}"
 
     def update_sql(self) -> str:
         """See JsonWriter."""
