@@ -8,8 +8,6 @@ BINARY = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "
            "multipoint", "multilinestring", "multipolygon", "geometrycollection")  # fmt: skip
 INTEGER = ("tinyint", "smallint", "mediumint", "int", "bigint")
 TEXT = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
-
-
 _ROOM = {
     f"{size}{kind}": room
     for size, room in (("tiny", 255), ("", 65_535), ("medium", 16_777_215))

@@ -89,8 +89,7 @@ class MariadbWriter(JsonWriter):
         self._since_prepared = 0
         while len(parsed) - placed >= _PORTION:
             some = parsed[placed : placed + _PORTION]
-            straight = self._all_plain  # each value once, in its order
-            values = list(chain(*some)) if straight else [row[place] for row in some for place in self._picks]
+            values = list(chain(*some)) if self._all_plain else [row[place] for row in some for place in self._picks]
             call = execution(number, values)
             if len(call) > _SMALL:
                 self._fit(cursor, len(call), rows)

@@ -38,6 +38,22 @@ CASES = {
     "a character unknown": Case("VARCHAR(40)", "VARCHAR(40) CHARACTER SET latin1", "'é'", "'😀'"),
     "no value": Case("INT", "INT NOT NULL", "1", "NULL"),
 }
+KEYS = {
+    "a text too long": Case("VARCHAR(40)", "VARCHAR(3)", "'abc'", "'abcd'"),
+    "bytes too many": Case("VARBINARY(40)", "VARBINARY(3)", "X'616263'", "X'61626364'"),
+    "a number too large": Case("BIGINT", "INT", "2147483647", "3000000000"),
+    "a number below zero": Case("INT", "INT UNSIGNED", "0", "-1"),
+    "digits too many": Case("DECIMAL(20, 2)", "DECIMAL(5, 2)", "999.99", "1000.00"),
+}
+SPELLED = {
+    "BIGINT": ["7", "8.0", "1e3"],
+    "DECIMAL(30, 10)": ["1.5", "2", "1e2"],
+    "DECIMAL(65, 0)": ["7", "123456789012345678901234567890123456789012345678901234567890"],
+    "YEAR": ["1999", "2155"],
+    "CHAR(6)": ['"ab"', '"cd "'],
+    "DATETIME(6)": ['"2024-01-02 03:04:05"'],
+    "TIME": ['"24:00:00"'],
+}
 
 
 @pytest.fixture
@@ -50,15 +66,6 @@ def forgiving(mariadb: PrivateMariaDB) -> Iterator[None]:
     yield
     with administrator.connect() as connection:
         connection.execute(text("SET GLOBAL sql_mode = :v"), {"v": before})
-
-
-KEYS = {
-    "a text too long": Case("VARCHAR(40)", "VARCHAR(3)", "'abc'", "'abcd'"),
-    "bytes too many": Case("VARBINARY(40)", "VARBINARY(3)", "X'616263'", "X'61626364'"),
-    "a number too large": Case("BIGINT", "INT", "2147483647", "3000000000"),
-    "a number below zero": Case("INT", "INT UNSIGNED", "0", "-1"),
-    "digits too many": Case("DECIMAL(20, 2)", "DECIMAL(5, 2)", "999.99", "1000.00"),
-}
 
 
 @pytest.fixture(params=list(CASES.values()), ids=list(CASES))
@@ -142,17 +149,6 @@ def test_a_key_that_does_not_fit_is_not_that_of_another_row(pipeline: Pipeline, 
         primary.execute(statement)
         pipeline.move()
         assert secondary.rows(f"SELECT * FROM t WHERE id = {key.fits}") == kept, statement
-
-
-SPELLED = {
-    "BIGINT": ["7", "8.0", "1e3"],
-    "DECIMAL(30, 10)": ["1.5", "2", "1e2"],
-    "DECIMAL(65, 0)": ["7", "123456789012345678901234567890123456789012345678901234567890"],
-    "YEAR": ["1999", "2155"],
-    "CHAR(6)": ['"ab"', '"cd "'],
-    "DATETIME(6)": ['"2024-01-02 03:04:05"'],
-    "TIME": ['"24:00:00"'],
-}
 
 
 @pytest.mark.parametrize("kind", SPELLED)
