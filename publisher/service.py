@@ -143,7 +143,6 @@ class PrimaryService:
                 drained = self._relay.drain()
                 if drained is not None:
                     self._drained(drained)
-                    waker.found()
                     untidy += drained.rows
                     if untidy > _TIDY_ROWS:
                         untidy = 0
@@ -151,7 +150,9 @@ class PrimaryService:
                             self._database.dialect.tidy(self._database.engine)
                     pause_s = cadence.pause_s(drained.rows, begun - before)
                     before = begun
-                    stop.wait(max(0.0, begun + pause_s - time.monotonic()))
+                    pause_s = max(0.0, begun + pause_s - time.monotonic())
+                    waker.found(pause_s)
+                    stop.wait(pause_s)
                 self._relay.sweep()
                 waker.wait(_IDLE_S)
         finally:

@@ -193,8 +193,8 @@ class Waker(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """True as soon as there may be rows; False after the time, or when the process is to stop."""
 
-    def found(self) -> None:
-        """There were rows: more may follow soon."""
+    def found(self, again_s: float) -> None:
+        """There were rows: more may follow soon. Whoever waits looks again by itself in so many seconds, and does not wait before."""
 
     def close(self) -> None:
         """Give back what waiting holds."""

@@ -56,8 +56,9 @@ class PollWaker:
         self._woken = time.monotonic()
         return True
 
-    def found(self) -> None:
+    def found(self, again_s: float) -> None:
         """See Waker."""
+        del again_s
         self._pause = 0.0 if self._pending is None else self._shortest
 
     def close(self) -> None:

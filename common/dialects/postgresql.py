@@ -40,6 +40,7 @@ from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
 CHANNEL = "stsync"
+_DEAF_S = 0.02  # a pause from here on is worth two statements
 ROWS_AN_OUTBOX_ROW = 1000
 BYTES_AN_OUTBOX_ROW = 256 << 10
 _PINNED = (
@@ -145,7 +146,11 @@ def _name(what: str, table: str) -> str:
 
 
 class NotifyWaker:
-    """Woken by the triggers' NOTIFY; also waits for stop."""
+    """Woken by the triggers' NOTIFY; also waits for stop.
+
+    Each NOTIFY costs the server, and a little also the writer, more than a look at the outbox does: who looks again by itself soon, as
+    under a flood of changes, is not told of any meanwhile.
+    """
 
     def __init__(self, engine: Engine, stop: Stoppable) -> None:
         self._stop = stop
@@ -153,19 +158,35 @@ class NotifyWaker:
         driver: Any = self._pool_connection.driver_connection
         self._connection = driver
         self._connection.autocommit = True
-        self._connection.execute(f"LISTEN {CHANNEL}")
+        self._listening = False
+        self._listen(on=True)
 
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
-        try:
+        with _lost():
+            if not self._listening:
+                self._listen(on=True)
+                return True  # there may be what nobody told of
             if self._told():
                 return True
             readable, _, _ = select.select([self._connection.fileno(), self._stop.fileno()], [], [], timeout_s)
             if self._connection.fileno() not in readable:
                 return False
             return self._told()
-        except psycopg.Error as exc:
-            raise Unavailable(f"the database connection that listens for changes was lost: {exc}") from exc
+
+    def found(self, again_s: float) -> None:
+        """See Waker."""
+        if self._listening and again_s >= _DEAF_S:
+            with _lost():
+                self._listen(on=False)
+
+    def close(self) -> None:
+        """See Waker."""
+        self._pool_connection.invalidate()
+
+    def _listen(self, *, on: bool) -> None:
+        self._connection.execute(f"{'' if on else 'UN'}LISTEN {CHANNEL}")
+        self._listening = on
 
     def _told(self) -> bool:
         """Whether there was a notification; asked for each change, and so of libpq itself."""
@@ -175,12 +196,13 @@ class NotifyWaker:
             told = True
         return told
 
-    def found(self) -> None:
-        """See Waker."""
 
-    def close(self) -> None:
-        """See Waker."""
-        self._pool_connection.invalidate()
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise Unavailable(f"the database connection that listens for changes was lost: {exc}") from exc
 
 
 class Postgresql(ToldByTriggers):

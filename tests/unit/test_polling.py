@@ -56,7 +56,7 @@ def test_after_something_came_it_looks_at_once_and_often(time: Time) -> None:
     polls = waker(time)
     for _ in range(300):
         polls.wait(1.0)
-    polls.found()
+    polls.found(0.0)
     time.waited.clear()
     for _ in range(2):
         polls.wait(1.0)
@@ -95,7 +95,7 @@ def test_what_a_find_cost_is_no_reason_to_rest(time: Time) -> None:
     polls = waker(time)
     polls.wait(1.0)
     time.now += 3.0
-    polls.found()
+    polls.found(0.0)
     polls.wait(1.0)
     assert time.waited[-1] == 0.0
 
