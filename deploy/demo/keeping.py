@@ -32,11 +32,13 @@ def leave(cluster: Cluster) -> str:
     _script(
         stop, _STOP.replace("@PROCESSES@", "\n".join(_endings(cluster))).replace("@ROOT@", shlex.quote(str(cluster.root)))
     )
+    nodes = " or ".join(node.name for node in cluster.nodes)
     python = f"{shlex.quote(sys.executable)} -m deploy.demo.sql"
     _script(
         sql,
-        f"#!/usr/bin/env bash\n# usage: sql NODE 'STATEMENT'\ncd {shlex.quote(str(_PROJECT))} || exit 1\n"
-        f'exec {python} {shlex.quote(str(cluster.root))}/"$1"/stsync.toml "$2"\n',
+        f"#!/usr/bin/env bash\nsettings={shlex.quote(str(cluster.root))}/$1/stsync.toml\n"
+        f'[ $# = 2 ] && [ -f "$settings" ] || {{ echo "usage: $0 NODE \'STATEMENT\', of node {nodes}" >&2; exit 2; }}\n'
+        f'cd {shlex.quote(str(_PROJECT))} || exit 1\nexec {python} "$settings" "$2"\n',
     )
     asked = "SELECT name, email FROM account WHERE name = 'acme'"
     return "\n".join(
