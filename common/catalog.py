@@ -11,17 +11,23 @@ from common.schema import Listed, ListedTable
 from common.settings import Settings
 
 
-def listed_tables(database: Database, connection: Connection, settings: Settings) -> dict[str, ListedTable]:
-    """The tables that the node's list selects in its database, each row filter tried; raises Misconfigured."""
+def listed_tables(
+    database: Database, connection: Connection, settings: Settings, former: Listed | None = None
+) -> dict[str, ListedTable]:
+    """The tables that the node's list selects in its database, each row filter tried; raises Misconfigured.
+
+    `former`: what stands for a listed table that the database lacks just now, so that those that it has are read all the same.
+    """
     rules = read_tables(settings.node.home)
     source = str(settings.node.home / TABLES_FILE)
-    tables = database.dialect.tables(connection)
+    here = database.dialect.tables(connection)
+    tables = {name: one.table for name, one in (former or {}).items()} | here
     listed = resolve(rules, tables, database.dialect.same_name, source)
     lines = {name: rule.line for rule in rules for name in listed if database.dialect.same_name(rule.pattern, name)}
     for table in listed.values():
         where = f"{source}:{lines.get(table.name, '?')}"
         _check(table, listed, where)
-        if table.where:
+        if table.where and table.name in here:
             _try_filter(database.dialect, connection, table, where)
     return listed
 

@@ -23,6 +23,7 @@ class Column:
     fixed: bool = False  # no update can set it: an identity that is always generated
     nullable: bool = False  # part of the key, and may be NULL all the same (SQLite)
     equality: Equality = "exact"
+    collation: str = ""  # where `type` does not tell it and it is not the database's own
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Table:
         parts = [
             self.name,
             *self.key,
-            *(f"{c.name}\0{c.type}\0{c.generated}" for c in sorted(self.columns, key=lambda c: c.name)),
+            *(f"{c.name}\0{c.type}\0{c.generated}\0{c.collation}" for c in sorted(self.columns, key=lambda c: c.name)),
             *(["followed"] if self.followed else []),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

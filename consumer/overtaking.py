@@ -23,8 +23,8 @@ class Later:
     _emptied: set[str] = field(default_factory=set)
 
     def see(self, frame: Frame | Step, table: ListedTable | None, *, failed: frozenset[str] = frozenset()) -> None:
-        """Take note of changes of one table. Those of the keys in `failed` did not go: they wait too, and only what they set
-        in full is settled, for whoever waits may be the row that they need."""
+        """Take note of changes of one table. Those of the keys in `failed` did not go: they wait too, and settle
+        nothing, for whoever waits may be the row that they need, or a step of an exchange of unique values (TRAPS 27)."""
         if frame.kind is Kind.TRUNCATE:
             self._emptied.add(frame.table)
         if table is None or frame.kind is Kind.TRUNCATE:
@@ -36,7 +36,7 @@ class Later:
             before = self._rows.get((frame.table, key), frozenset())
             if frame.kind is Kind.DELETE or before is None:
                 self._rows[frame.table, key] = None
-            elif key not in failed or all(column.name in frame.columns for column in table.columns):
+            elif key not in failed:
                 self._rows[frame.table, key] = before | frozenset(frame.columns)
 
     def emptied(self, table: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import orjson
 from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
@@ -118,7 +119,8 @@ def _of_rows(connection: Connection, table: str, keys: Collection[str] | None) -
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:
-    """Try these again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason.
+    """Try these again, in order, in the caller's transaction, and what is left of a change set together; the number that went. What
+    fails keeps its newest reason.
 
     What goes settles older changes of its row, also those that were not tried (TRAPS 29). A truncation is never tried again: it
     would delete rows that came after it.
@@ -131,7 +133,8 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     waiting = replayer.waiting()
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)
-    results = replayer.retry(connection, waiting, [entry.id for entry in tried])
+    change_sets = groupby(tried, key=lambda entry: (entry.epoch, entry.sequence))
+    results = replayer.retry(connection, waiting, [[entry.id for entry in some] for _, some in change_sets])
     for place, (step, _) in waiting.steps.items():
         if step is not known[place].step:
             _store(connection, known[place], step, replayer.key(step))

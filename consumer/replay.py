@@ -146,11 +146,24 @@ class Replayer:
         """An empty set of single changes that wait, over this node's tables."""
         return Waiting(self._listed)
 
-    def retry(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
-        """Try those of the waiting changes that have these places again, each by itself: by place None where it went, else the
-        reason. What goes is taken from `waiting`, and so is what it settles of older ones."""
+    def retry(self, connection: Connection, waiting: Waiting, change_sets: Iterable[Iterable[int]]) -> dict[int, str | None]:
+        """Try those of the waiting changes that have these places again, each by itself, then what is left of a change set together:
+        by place None where it went, else the reason. What goes is taken from `waiting`, and so is what it settles of older ones."""
         self._references = References.LOOKED_AT
         self._dialect.enter_replay(connection, deferred=False)
+        results: dict[int, str | None] = {}
+        for places in change_sets:
+            results |= self._retry_each(connection, waiting, places)
+            left = [place for place in places if results.get(place) is not None and place in waiting.steps]
+            if len(left) > 1 and self._goes(connection, [waiting.steps[place][0] for place in left]):
+                for place in left:
+                    results[place] = None
+                    if place in waiting.steps:
+                        waiting.done(place, waiting.steps[place][0])
+        self._dialect.leave_replay(connection)
+        return results
+
+    def _retry_each(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
         results: dict[int, str | None] = {}
         for place in places:
             if place not in waiting.steps:
@@ -162,8 +175,14 @@ class Replayer:
                 results[place] = str(exc)
             if results[place] is None:
                 waiting.done(place, step)
-        self._dialect.leave_replay(connection)
         return results
+
+    def _goes(self, connection: Connection, steps: Iterable[Step]) -> bool:
+        """Apply these together if that goes: none may be able to go before the others (a deferrable constraint, TRAPS 27)."""
+        try:
+            return self._whole(connection, steps, gently=True)
+        except LeftBehind:
+            return False
 
     def _together(self, connection: Connection, units: Sequence[Unit]) -> bool:
         steps = self._fast_steps(units)
