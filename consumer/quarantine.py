@@ -108,14 +108,14 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
     ]
 
 
-def _of_rows(connection: Connection, table: str, keys: Collection[str] | None) -> list[Entry]:
+def _of_rows(connection: Connection, table: str, keys: Collection[str] | None, *upto: ColumnElement[bool]) -> list[Entry]:
     """Those of a table that may concern rows with these keys (None: any rows): an entry is stored with one key, and some have
     two or none."""
     here = quarantine.c.table_name == table
     if keys is None or len(keys) > _PARAMETERS:
-        return _found(connection, here)
+        return _found(connection, here, *upto)
     loose = or_(quarantine.c.kind.in_([Kind.REKEY.value, Kind.TRUNCATE.value]), quarantine.c.key_json == "")
-    return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))))
+    return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))), *upto)
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:
@@ -129,7 +129,8 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     known = {entry.id: entry for entry in tried}
     for table in {entry.step.table for entry in tried}:
         keys = {key for entry in tried if entry.step.table == table for key in replayer.keys(entry.step)}
-        known |= {entry.id: entry for entry in _of_rows(connection, table, keys)}
+        older = quarantine.c.id < tried[-1].id  # these may be settled; a row may have many more that wait
+        known |= {entry.id: entry for entry in _of_rows(connection, table, keys, older)}
     waiting = replayer.waiting()
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)

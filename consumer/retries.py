@@ -14,7 +14,7 @@ from consumer.replay import Replayer
 
 _LOOK_S = 0.5
 _SLICE_S = 0.05  # replay waits for about this
-_REST = 9  # so many times what a slice took, others' changes go first
+_REST = 9  # so many times what a slice took of which nothing went, others' changes go first
 
 
 class Retries:
@@ -52,9 +52,8 @@ class Retries:
         ids = quarantine.beyond(connection, self._after, self._slice)
         connection.rollback()
         self._after = ids[-1] if len(ids) == self._slice else None
-        if ids:
-            self._try(connection, ids)
-        self._rested = now + (_REST + 1) * (time.monotonic() - now)
+        went = bool(ids) and self._try(connection, ids)
+        self._rested = now if went else now + (_REST + 1) * (time.monotonic() - now)
         return True
 
     def _asked_for(self, connection: Connection, now: float) -> Sequence[int]:
@@ -66,7 +65,8 @@ class Retries:
             self._looked = now
         return ids
 
-    def _try(self, connection: Connection, ids: Sequence[int]) -> None:
+    def _try(self, connection: Connection, ids: Sequence[int]) -> bool:
+        """Whether any of them went."""
         began = time.monotonic()
         done = self._together(connection, ids)
         if done is None and len(ids) > 1:
@@ -76,6 +76,7 @@ class Retries:
             self._began = 0.0  # others may have waited for it
         fits = int(len(ids) * _SLICE_S / max(time.monotonic() - began, 0.001))
         self._slice = min(max(1, fits), 2 * self._slice, quarantine.RETRIED_AT_ONCE)
+        return bool(done)
 
     def _together(self, connection: Connection, ids: Sequence[int]) -> int | None:
         """The number that went; None, with nothing done, where the commit was refused."""
