@@ -108,9 +108,9 @@ class SecondaryService:
     def _apply_loop(self) -> None:
         try:
             with self._runtime.database.connect() as connection:
-                self._applier.load(connection)
                 (first,) = nodestate.reserve_numbers(connection)
-                connection.commit()
+                connection.commit()  # before the session is one of replay, whose commits a crash of the server may take
+                self._applier.load(connection)
                 self._reporter.start(first)
                 while not self._runtime.stop.is_set():
                     self._work(connection)

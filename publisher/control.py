@@ -21,6 +21,7 @@ from common.errors import MessageRefused
 from common.freshness import Freshness
 from common.logs import Seldom
 from common.nodestate import State
+from common.numbers import Numbers
 from common.settings import Settings
 from common.topology import Topology
 from common.wire import (
@@ -83,7 +84,7 @@ class Control:
         self._log = structlog.get_logger("control")
         self._told = Seldom()
         self._serving: dict[str, _Serving] = {}
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, Numbers] = {}
         self._number = 0
         self._freshness = Freshness(settings.trust.clock_tolerance_s)
         self._offsets: dict[str, float] = {}
@@ -99,7 +100,8 @@ class Control:
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
         self._number, beats = nodestate.reserve_numbers(connection, 2)
-        self._numbers = dict(connection.execute(select(reports.c.name, reports.c.number)).all())
+        known_numbers = connection.execute(select(reports.c.name, reports.c.number))
+        self._numbers = {name: Numbers(number) for name, number in known_numbers}
         now = time.monotonic()
         for name, state, sequence in connection.execute(select(reports.c.name, reports.c.state, reports.c.sequence)):
             self._stands[name] = _Stands(_served(state, sequence), now)
@@ -167,21 +169,25 @@ class Control:
             report = parse_body(self._reader.open(message), Report)
             if report.lag_ms is not None and not math.isfinite(report.lag_ms):
                 raise MessageRefused("malformed", f"a report of {sender!r} with a lag that is no number")
-            self._check_fresh(message.header, report.number)
-            latest[sender] = report
+            if self._fresh(message.header, report.number):
+                latest[sender] = report
         elif message.header.kind is MessageKind.CATCH_UP:
             self._asked(sender, message, parse_body(self._reader.open(message), CatchUp))
         else:
             raise MessageRefused("sender", f"a {message.header.kind} message of {sender!r}, who is not the primary")
 
-    def _check_fresh(self, header: Header, number: int) -> None:
-        if number <= self._numbers.get(header.sender, 0):
-            raise MessageRefused("replayed", f"a message of {header.sender!r} that was received before, or an older one")
-        self._freshness.judge(header)
-        self._numbers[header.sender] = number
+    def _fresh(self, header: Header, number: int) -> bool:
+        """Whether it is newer than all of its sender; raises MessageRefused."""
+        numbers = self._numbers.setdefault(header.sender, Numbers())
+        newest = numbers.judge(number, f"a message of {header.sender!r}")
+        if newest:
+            self._freshness.judge(header)
+        numbers.take(number)
+        return newest
 
     def _asked(self, sender: str, message: Verified, request: CatchUp) -> None:
-        self._check_fresh(message.header, request.number)
+        if not self._fresh(message.header, request.number):
+            return
         self._asked_number[sender] = request.number
         head = self._head()
         if message.header.epoch > head.epoch:
