@@ -51,7 +51,7 @@ def read_tables(home: Path) -> list[TableRule]:
     except FileNotFoundError as exc:
         raise Misconfigured(f"{path}: no such file; list the tables to synchronize there, one a line") from exc
     except OSError as exc:
-        raise Misconfigured(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise Misconfigured(f"{path}: cannot be read: {exc.strerror}; correct the path or its rights") from exc
     except UnicodeDecodeError as exc:
         raise Misconfigured(f"{path}: not UTF-8: {exc.reason} at byte {exc.start}") from exc
 

@@ -240,7 +240,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as exc:
         raise Misconfigured(f"{path}: no such file; name one with --config or $STSYNC_CONFIG") from exc
     except OSError as exc:
-        raise Misconfigured(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise Misconfigured(f"{path}: cannot be read: {exc.strerror}; correct the path or its rights") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise Misconfigured(f"{path}: not valid TOML: {exc}") from exc
 

@@ -21,6 +21,7 @@ from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.logs import Seldom
 from common.nodestate import State
+from common.numbers import Numbers
 from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
 from consumer import quarantine
@@ -66,7 +67,8 @@ class Applier:
         self._replayer: tuple[int, Replayer] | None = None
         self._replays_by = 0
         self._head = (1, 0)
-        self._beat = self._answer = 0
+        self._beats = Numbers()
+        self._answer = 0
         self._at_last_beat = 0
         self._heard: float | None = None
         self._saved_beat = 0
@@ -96,7 +98,8 @@ class Applier:
         self._position = state.position
         self._assembly.reset(state.position)
         self._head = max(self._head, state.head)
-        self._beat = max(self._beat, state.heard_number)
+        if state.heard_number > self._beats.highest:
+            self._beats = Numbers(state.heard_number)
         self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
         self._saved_stuck = state.reason if state.state is State.REFUSED else None
         self._lag_ms = state.lag_ms
@@ -141,9 +144,10 @@ class Applier:
             except MessageRefused as exc:  # signed by the primary, complete, and yet not readable: no catch-up mends it
                 connection.rollback()
                 self._refuse(connection, exc)
+                remedy = "; replay.max_change_bytes is too small here" if exc.kind == "size" else ""
                 self._give_up(
                     connection,
-                    f"the change set after sequence {self._position.sequence} cannot be read: {exc}",
+                    f"the change set after sequence {self._position.sequence} cannot be read: {exc}{remedy}",
                 )
         self._after(connection)
 
@@ -192,13 +196,11 @@ class Applier:
             self._again.append(message.header.sequence)  # the next heartbeat tells whether the primary itself did that
 
     def _heartbeat(self, connection: Connection, message: Verified, beat: Heartbeat) -> None:
-        if beat.number <= self._beat:
-            raise MessageRefused(
-                "replayed",
-                f"a heartbeat of {message.header.sender!r} that was received before, or an older one",
-            )
+        if not self._beats.judge(beat.number, f"a heartbeat of {message.header.sender!r}"):
+            self._beats.take(beat.number)
+            return
         self._freshness.judge(message.header)
-        self._beat = beat.number
+        self._beats.take(beat.number)
         self._heard = time.monotonic()
         self._published = max(self._published, beat.published)
         again, self._again = self._again, []
@@ -337,7 +339,7 @@ class Applier:
             after,
             self._replays_by,
             lag_ms=lag_ms,
-            heard_number=self._beat,
+            heard_number=self._beats.highest,
             head_epoch=self._head[0],
             head_sequence=self._head[1],
         )
@@ -374,7 +376,7 @@ class Applier:
             self._ask_if_missing(now)
         if self._quarantined and self._retries.work(connection, self._progress):
             self._count_quarantined(connection)
-        if self._heard is not None and self._beat != self._saved_beat:
+        if self._heard is not None and self._beats.highest != self._saved_beat:
             self._save_heard(connection, now - self._heard)
         if self._stuck != self._saved_stuck:
             nodestate.save(connection, **self._state_now())
@@ -385,7 +387,7 @@ class Applier:
         nodestate.save(
             connection,
             heard_ms=nodestate.now_ms() - int(age_s * 1000),
-            heard_number=self._beat,
+            heard_number=self._beats.highest,
             head_epoch=self._head[0],
             head_sequence=self._head[1],
             **self._state_now(),
@@ -395,7 +397,7 @@ class Applier:
         connection.commit()
         if self._offset_ms and not before:
             self._log.warning("clock_differs", reason=sentence(self._primary, self._offset_ms))
-        self._saved_beat = self._beat
+        self._saved_beat = self._beats.highest
 
     def _state_now(self) -> dict[str, str | None]:
         """What is about to be saved of it."""

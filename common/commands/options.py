@@ -9,6 +9,7 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        readable=False,  # reading it says why not, in our words
         help="Settings file; else $STSYNC_CONFIG, else /etc/stsync/stsync.toml.",
         show_default=False,
     ),

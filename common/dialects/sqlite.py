@@ -91,8 +91,9 @@ def check_file(name: str) -> None:
             raise _unfit(path, "its directory does not exist")
         if path.is_dir():
             raise _unfit(path, "is a directory, not a database file")
-        for place in (path, path.parent):
-            if place.exists() and not os.access(place, os.R_OK | os.W_OK, effective_ids=True):
+        for place in (path, path.parent, *(Path(f"{path}{beside}") for beside in ("-wal", "-shm"))):
+            usable = os.access(place, os.R_OK | os.W_OK, effective_ids=True)
+            if not usable and place.exists():
                 raise _unfit(path, f"{place} cannot be written")
     except OSError as exc:
         raise _unfit(path, f"cannot be opened: {exc.strerror}") from exc
