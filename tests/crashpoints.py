@@ -6,15 +6,21 @@ its module and its name there, is wrapped. A name that is gone from the product 
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
+from common.dialects.script import Script
+
 VARIABLE = "CRASH_POINT"
+TICK = "tick"  # a table each of whose rows is told when it comes twice, so that what is committed too early is seen; another follows
+DATABASES = ("sqlite", "postgresql", "mariadb")
 Judge = Callable[..., bool]
 
 
@@ -27,13 +33,16 @@ class Point:
     """Before or after a call of `target` (module:name, or module:Class.name).
 
     `counts`: which calls count; it is given the call's arguments, and as `found` what came of it after. `linger_s`: how long other
-    threads go on meanwhile, so that what they were given too early does get out.
+    threads go on meanwhile, so that what they were given too early does get out. `ahead`: whether the position in the database is
+    then beyond the one that the service has logged (None: that depends). `on`: the databases that it concerns.
     """
 
     target: str
     after: bool = False
     counts: Judge = _always
     linger_s: float = 0.0
+    ahead: bool | None = None
+    on: tuple[str, ...] = DATABASES
 
 
 def _says(word: str, value: object = None) -> Judge:
@@ -44,10 +53,6 @@ def _found(*_arguments: Any, found: Any, **_named: Any) -> bool:
     return bool(found)
 
 
-def _in_thread(name: str) -> Judge:
-    return lambda *_arguments, **_named: threading.current_thread().name == name
-
-
 def _batch(*_arguments: Any, token: object = None, **_named: Any) -> bool:
     return token is not None
 
@@ -56,57 +61,119 @@ def _answer(*_arguments: Any, token: object = None, persistent: bool = True, **_
     return token is None and persistent and threading.current_thread().name == "stsync-control"
 
 
-def _compound(thread: str) -> Judge:
-    here = _in_thread(thread)
-    return lambda _link, _command, sql="", **_named: "BEGIN NOT ATOMIC" in str(sql) and here()
+def _compound(_link: object, _command: object, sql: object = "", **_named: Any) -> bool:
+    return "BEGIN NOT ATOMIC" in str(sql)
+
+
+def _frame(*functions: str) -> FrameType | None:
+    """Where this thread is in one of these functions (by qualified name), for what the call that is judged is not told itself."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_qualname not in functions:
+        frame = frame.f_back
+    return frame
+
+
+def _within(function: str) -> Judge:
+    return lambda *_arguments, **_named: _frame(function) is not None
+
+
+def _both(one: Judge, other: Judge) -> Judge:
+    return lambda *arguments, **named: one(*arguments, **named) and other(*arguments, **named)
+
+
+def _drains_tick(*_arguments: Any, **_named: Any) -> bool:
+    frame = _frame("Relay._drain_pages")
+    page = None if frame is None else frame.f_locals.get("page")
+    return page is not None and _of_tick(*_arguments, found=page.rows)
+
+
+def _of_tick(*_arguments: Any, found: Any, **_named: Any) -> bool:
+    return bool(found) and any(row.table_name == TICK for row in found)
+
+
+def _applies_tick(*_arguments: Any, **_named: Any) -> bool:
+    frame = _frame("Applier._commit_at_once", "Applier._commit")
+    return frame is not None and any(one.table == TICK for unit in frame.f_locals["units"] for one in unit.frames())
+
+
+def _awaits_batch(window: Any, *_arguments: Any, **_named: Any) -> bool:
+    return any(one.token is not None for one in window._sent)
+
+
+def _at_length(script: object, *_arguments: Any, **_named: Any) -> bool:
+    """Of a script that runs each statement by itself, where others are collected."""
+    return type(script) is Script
+
+
+def _ran_tick_at_length(_replayer: object, script: object, step: Any, **_named: Any) -> bool:
+    return _at_length(script) and bool(step.table == TICK)
 
 
 def _with_failed(_connection: object, _replayer: object, failed: list[object], **_named: Any) -> bool:
     return bool(failed)
 
 
-_COMMIT = "sqlalchemy.engine:Connection.commit"
+_SERVERS = ("postgresql", "mariadb")
+_ENDS = "common.dialects.script:Script.commit"  # of what moves a position, and of sweeps; heartbeats and the like end without one
 _OUT = 0.1
 RELAY = {
-    "outbox read in part": Point("publisher.outbox:pages", after=True),
-    "outbox read": Point("publisher.composer:Composer.finish"),
-    "journal written": Point("publisher.journal:append", after=True, linger_s=_OUT),
-    "outbox rows removed": Point("publisher.outbox:remove", after=True, linger_s=_OUT),
-    "relay moves its position": Point("common.nodestate:advance", linger_s=_OUT),
-    "relay commits": Point(_COMMIT, counts=_in_thread("stsync-relay"), linger_s=_OUT),
-    "relay has committed": Point(_COMMIT, after=True, counts=_in_thread("stsync-relay")),
-    "committed, not offered": Point("publisher.relay:Relay.drain", after=True, counts=_found),
+    "outbox read in part": Point("publisher.outbox:pages", after=True, ahead=False),
+    "outbox rows taken": Point("publisher.outbox:take", after=True, counts=_of_tick, ahead=False, on=("postgresql",)),
+    "outbox read": Point("publisher.composer:Composer.finish", counts=_drains_tick, ahead=False),
+    "journal written": Point("publisher.journal:append", after=True, counts=_drains_tick, linger_s=_OUT, ahead=False),
+    "outbox rows removed": Point("publisher.outbox:remove", after=True, counts=_drains_tick, linger_s=_OUT, ahead=False),
+    "relay moves its position": Point("common.nodestate:advance", counts=_drains_tick, linger_s=_OUT, ahead=False),
+    "relay commits": Point("common.nodestate:advance", after=True, counts=_drains_tick, linger_s=_OUT, ahead=False),
+    "relay has committed": Point(_ENDS, after=True, counts=_drains_tick, ahead=True),
+    "committed, not offered": Point("publisher.relay:Relay.drain", after=True, counts=_found, ahead=True),
 }
-_ENDS = "common.dialects.script:Script.commit"
-TAKEN = {  # MariaDB, where what a long drain took is noted, and swept later: the first such end is that of the drain
-    "taken rows noted": Point("publisher.taken:Taking.note", after=True, linger_s=_OUT),
-    "drain or sweep commits": Point(_ENDS, counts=_in_thread("stsync-relay"), linger_s=_OUT),
-    "drain or sweep has committed": Point(_ENDS, after=True, counts=_in_thread("stsync-relay")),
+_LONG = _within("Relay._drain_long")
+TAKEN = {  # MariaDB, where what a long drain took is noted, and swept later
+    "taken rows noted": Point("publisher.taken:Taking.note", after=True, linger_s=_OUT, ahead=False, on=("mariadb",)),
+    "long drain commits": Point("common.nodestate:advance", after=True, counts=_LONG, ahead=False, on=("mariadb",)),
+    "long drain has committed": Point(_ENDS, after=True, counts=_LONG, ahead=True, on=("mariadb",)),
+}
+SWEEP = {
+    "swept, not committed": Point(
+        "publisher.outbox:remove", after=True, counts=_within("sweep"), linger_s=_OUT, on=("mariadb",)
+    ),
+    "sweep has committed": Point("publisher.taken:sweep", after=True, on=("mariadb",)),
 }
 SENDER = {
     "in the middle of a page": Point("common.broker:PublishLink.publish", counts=_batch, linger_s=_OUT),
-    "published, not confirmed": Point("common.window:ConfirmWindow.confirm"),
+    "published, not confirmed": Point("common.window:ConfirmWindow.confirm", counts=_awaits_batch),
     "confirmed, not saved": Point("publisher.sender:Sender.confirmed_up_to", after=True),
     "saves what is published": Point("common.nodestate:save", after=True, counts=_says("published")),
 }
 ANSWER = {"in the middle of an answer": Point("common.broker:PublishLink.publish", counts=_answer, linger_s=_OUT)}
 PRUNE = {"pruned, not committed": Point("publisher.journal:prune", after=True, counts=_found)}
 APPLIER = {
-    "before apply": Point("consumer.replay:Replayer.at_once", linger_s=_OUT),
-    "between statements": Point("consumer.replay:Replayer._run_plainly", after=True),
-    "applied, position not moved": Point("common.nodestate:advance", linger_s=_OUT),
-    "position moved, not committed": Point("common.nodestate:advance", after=True, linger_s=_OUT),
-    "applier commits": Point(_COMMIT, counts=_in_thread("stsync-applier"), linger_s=_OUT),
-    "applier has committed": Point(_COMMIT, after=True, counts=_in_thread("stsync-applier")),
-    "committed, not acknowledged": Point("common.broker:ConsumeLink.done"),
+    "before apply": Point("consumer.replay:Replayer.at_once", counts=_applies_tick, linger_s=_OUT, ahead=False),
+    "between statements in a savepoint": Point("consumer.replay:Replayer._run", after=True, ahead=False),
+    "applied, position not moved": Point("common.nodestate:advance", counts=_applies_tick, linger_s=_OUT, ahead=False),
+    "position moved, not committed": Point(
+        "common.nodestate:advance", after=True, counts=_applies_tick, linger_s=_OUT, ahead=False
+    ),
+    "applier has committed": Point(_ENDS, after=True, counts=_applies_tick, linger_s=_OUT, ahead=True),
+    "committed, not acknowledged": Point(
+        "consumer.applier:Applier._taken", after=True, counts=_applies_tick, linger_s=_OUT, ahead=False
+    ),
+}
+AT_LENGTH = {  # what is too long to be collected: the server has run it, in a transaction that is open there; SQLite always
+    "relay commits at length": Point("common.nodestate:advance", after=True, counts=_at_length, ahead=False, on=_SERVERS),
+    "between statements": Point(
+        "consumer.replay:Replayer._run_plainly", after=True, counts=_ran_tick_at_length, ahead=False
+    ),
+    "applier commits at length": Point("common.nodestate:advance", after=True, counts=_at_length, ahead=False, on=_SERVERS),
 }
 _PIPELINE = "common.dialects.postgresql_cursor:QuickCursors._answers"
 _STATEMENT = "pymysql.connections:Connection._execute_command"
+_SENDS = _within("QuickScript.commit")
 AT_ONCE = {  # what ends a transaction was sent together, with its COMMIT; no answer was read
-    "relay sent a pipeline": Point(_PIPELINE, counts=_in_thread("stsync-relay")),
-    "applier sent a pipeline": Point(_PIPELINE, counts=_in_thread("stsync-applier")),
-    "relay sent a compound": Point(_STATEMENT, after=True, counts=_compound("stsync-relay")),
-    "applier sent a compound": Point(_STATEMENT, after=True, counts=_compound("stsync-applier")),
+    "relay sent a pipeline": Point(_PIPELINE, counts=_both(_SENDS, _drains_tick), on=("postgresql",)),
+    "applier sent a pipeline": Point(_PIPELINE, counts=_both(_SENDS, _applies_tick), on=("postgresql",)),
+    "relay sent a compound": Point(_STATEMENT, after=True, counts=_both(_compound, _drains_tick), on=("mariadb",)),
+    "applier sent a compound": Point(_STATEMENT, after=True, counts=_both(_compound, _applies_tick), on=("mariadb",)),
 }
 QUARANTINE = {
     "quarantined, not committed": Point("consumer.quarantine:add", after=True, counts=_with_failed),
@@ -115,7 +182,7 @@ QUARANTINE = {
 GIVE_UP = {
     "needs a full sync, not committed": Point("common.nodestate:save", after=True, counts=_says("state", "needs_full_sync")),
 }
-POINTS = RELAY | TAKEN | SENDER | ANSWER | PRUNE | APPLIER | AT_ONCE | QUARANTINE | GIVE_UP
+POINTS = RELAY | TAKEN | SWEEP | SENDER | ANSWER | PRUNE | APPLIER | AT_LENGTH | AT_ONCE | QUARANTINE | GIVE_UP
 
 
 def arm(armed: str) -> None:

@@ -1,5 +1,7 @@
 """Clusters whose services die at named points (tests.crashpoints), one for each database, kept from one test to the next."""
 
+import json
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -28,9 +30,16 @@ retry_quarantine_s = 0.5
 [intervals]
 heartbeat_s = 0.25
 catch_up_retry_s = 0.5
+[log]
+level = "debug"
 """
 # A program's own triggers on the secondary note each time that a row of `tick` is written there.
-_TICKS = ("CREATE TABLE tick (id BIGINT PRIMARY KEY, what VARCHAR(20))", "CREATE TABLE noted (id BIGINT)")
+_TICKS = (
+    f"CREATE TABLE {crashpoints.TICK} (id BIGINT PRIMARY KEY, what VARCHAR(20))",
+    "CREATE TABLE noted (id BIGINT)",
+    "CREATE TABLE tock (id BIGINT PRIMARY KEY, one TEXT, other TEXT)",
+)
+_SAYS_POSITION = ("primary_started", "secondary_started", "drained", "applied")
 _NOTE = {
     "sqlite": "BEGIN INSERT INTO noted VALUES (NEW.id); END",
     "mariadb": "FOR EACH ROW INSERT INTO noted VALUES (NEW.id)",
@@ -48,11 +57,14 @@ class Crashing:
         self.whole = True
         self._ticks = 0
 
-    def tick(self, times: int = 1) -> None:
-        """In one statement."""
+    def tick(self, times: int = 1, more: int = 0) -> None:
+        """In one statement; then another table in the same transaction, for a secondary to need two, with so many more characters."""
         rows = ", ".join(f"({self._ticks + one}, 'tick')" for one in range(1, times + 1))
         self._ticks += times
-        self.cluster.primary.execute(f"INSERT INTO tick VALUES {rows}")
+        one, other = (random.randbytes(more // 4).hex() for _ in range(2))
+        self.cluster.primary.execute(
+            f"INSERT INTO tick VALUES {rows}", f"INSERT INTO tock VALUES ({self._ticks}, '{one}', '{other}')"
+        )
 
     def arm(self, point: str, node: str, times: int, environment: Mapping[str, str] = MappingProxyType({})) -> Node:
         """Start a node's service anew, so that it dies when the point is reached for the `times`th time."""
@@ -63,18 +75,23 @@ class Crashing:
         victim.start({**environment, crashpoints.VARIABLE: f"{point}:{times}"})
         return victim
 
-    def wait_dead(self, victim: Node, point: str) -> None:
-        """Tick until the process is dead, and see that it died at the point."""
+    def wait_dead(self, victim: Node, point: str, *, quiet: bool = False) -> None:
+        """Tick (but for `quiet`) until the process is dead, and see that it died at the point, and what it had committed by then."""
         process = victim.process
         assert process is not None
 
         def dead() -> bool:
-            self.tick()
+            if not quiet:
+                self.tick()
             return process.poll() is not None
 
         wait_told(dead, lambda: f"reached the point: {point}\n{victim.log[-3000:]}", 20)
         assert process.returncode == -9, victim.log[-3000:]
         assert victim.log.endswith(crashpoints.words(point)), victim.log[-3000:]
+        ahead = crashpoints.POINTS[point].ahead
+        assert ahead in (None, victim.sequence() > _said(victim)), (
+            f"{victim.sequence()}, {_said(victim)}: {victim.log[-3000:]}"
+        )
 
     def waiting(self) -> int:
         """How many batches st2's queue holds while nobody consumes them; heartbeats, which do not persist and expire, beside."""
@@ -112,6 +129,12 @@ class Crashing:
         self.whole = True
 
 
+def _said(node: Node) -> int:
+    """The last position that the service has logged."""
+    lines = [json.loads(line) for line in node.log.splitlines() if line.startswith("{")]
+    return int([one["sequence"] for one in lines if one["event"] in _SAYS_POSITION][-1])
+
+
 class Kept:
     """Gives the running cluster of a database, a new one after a test that left it in ruins."""
 
@@ -139,7 +162,7 @@ class Kept:
             self._broker.new_vhost(),
             lambda kind: self._database(kind, directory),
             schema=(*SCHEMA, *_TICKS),
-            tables=TABLES + "tick\n",
+            tables=TABLES + "tick\ntock\n",
             nodes=NODES,
             settings=SETTINGS,
         )

@@ -4,19 +4,23 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from common.topology import Topology
 from deploy.servers import PrivateRabbitMQ
-from tests.faults.conftest import frozen, wait_arrived, wait_running, wait_told
+from tests.faults.conftest import assert_whole, frozen, wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
+from tests.workload import pause, writing
 
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
 TOPOLOGY = Topology("mft", ("st1", "st2", "st3"), "st1")
@@ -105,17 +109,17 @@ def test_a_dead_secondary_concerns_nobody_else(cluster: Cluster) -> None:
     cluster.wait_equal()
 
 
-def delete(channel: Any) -> None:
-    channel.queue_delete(TOPOLOGY.node_queue("st2"))
+def delete(channel: Any, node: str = "st2") -> None:
+    channel.queue_delete(TOPOLOGY.node_queue(node))
 
 
-def purge(channel: Any) -> None:
-    channel.queue_purge(TOPOLOGY.node_queue("st2"))
+def purge(channel: Any, node: str = "st2") -> None:
+    channel.queue_purge(TOPOLOGY.node_queue(node))
 
 
-def unbind(channel: Any) -> None:
-    for exchange, key in ((TOPOLOGY.events_exchange, ""), (TOPOLOGY.direct_exchange, "st2")):
-        channel.queue_unbind(TOPOLOGY.node_queue("st2"), exchange, key)
+def unbind(channel: Any, node: str = "st2") -> None:
+    for exchange, key in ((TOPOLOGY.events_exchange, ""), (TOPOLOGY.direct_exchange, node)):
+        channel.queue_unbind(TOPOLOGY.node_queue(node), exchange, key)
 
 
 def do(url: str, what: Callable[[Any], Answer]) -> Answer:
@@ -124,6 +128,16 @@ def do(url: str, what: Callable[[Any], Answer]) -> Answer:
         return what(connection.channel())
     finally:
         connection.close()
+
+
+@contextmanager
+def suppress_missing() -> Iterator[None]:
+    """What has just been deleted may not have been declared again."""
+    try:
+        yield
+    except ChannelClosedByBroker as exc:
+        if exc.reply_code != 404:
+            raise
 
 
 def standing(url: str, queue: str) -> int:
@@ -175,6 +189,23 @@ def test_a_queue_that_loses_messages_while_in_use_heals(
     do(vhost_url, loss)
     saves(cluster.primary, 100, 5)
     cluster.wait_equal(45)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_losses_at_any_moment_heal(new_cluster: MakeCluster, vhost_url: str, database_kind: str, seed: int) -> None:
+    """TRAPS 9, 10, 11, 18: one after the other, of any queue, while programs write and nodes take from it."""
+    cluster = new_cluster(database_kind, broker_url=vhost_url, settings="[intervals]\noffline_after_s = 1.0\n")
+    cluster.start()
+    wait_running(*cluster.nodes.values())
+    chance = random.Random(seed)
+    with writing(cluster.primary, seed) as writers:
+        for _ in range(6):
+            pause(chance, writers)
+            lose = partial(chance.choice([purge, delete, unbind]), node=chance.choice(["st2", "st3"]))
+            with suppress_missing():
+                do(vhost_url, lose)
+    assert_whole(cluster)
 
 
 def test_a_queue_that_is_purged_while_in_use_heals(new_cluster: MakeCluster, vhost_url: str) -> None:

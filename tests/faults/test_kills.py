@@ -19,6 +19,7 @@ from tests.workload import more, pause, writing
 
 SEEDS = [1]
 LONG_SEEDS = [pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12)]
+SERVER_SEEDS = LONG_SEEDS[3:8]  # 5 to 9: more than one kill in each
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
 Server = PrivatePostgreSQL | PrivateMariaDB
 
@@ -64,20 +65,26 @@ def broker(servers_root: Path) -> Iterator[PrivateRabbitMQ]:
         yield server
 
 
-def test_a_killed_broker_loses_nothing(new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str) -> None:
-    """TRAPS 11, 22, 25: nor stops any service."""
+@pytest.mark.parametrize("seed", [1, *SERVER_SEEDS])
+def test_a_killed_broker_loses_nothing(
+    new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str, seed: int
+) -> None:
+    """TRAPS 11, 22, 25: nor stops any service; up to three times, at moments and for times of chance."""
+    chance = random.Random(seed)
     broker.start()
     cluster = new_cluster(database_kind, broker_url=broker.new_vhost())
     cluster.start()
     wait_running(*cluster.nodes.values())
     declared = time.monotonic()
-    with writing(cluster.primary, 7) as writer:
+    with writing(cluster.primary, seed) as writer:
         wait_for(lambda: time.monotonic() - declared > SETTLE_S, "queues that the broker keeps")
-        away = time.monotonic()
-        broker.kill()
-        more(writer, 150)
-        assert writer.standstill_s(away) < BLOCKED_S
-        broker.start()
+        for _ in range(chance.randint(1, 3)):
+            pause(chance, writer)
+            away = time.monotonic()
+            broker.kill()
+            more(writer, chance.randint(1, 200))
+            assert writer.standstill_s(away) < BLOCKED_S
+            broker.start()
     assert_whole(cluster)
 
 
@@ -137,18 +144,21 @@ def on_server(
         yield make
 
 
+@pytest.mark.parametrize("seed", [1, *SERVER_SEEDS])
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
 @pytest.mark.parametrize("victim", ["st1", "st2"])
-def test_a_killed_database_loses_nothing(on_server: OnServer, database_kind: str, victim: str) -> None:
-    """TRAPS 7, 29: under a node; its service goes on by itself, is still the only one, and stops in order."""
+def test_a_killed_database_loses_nothing(on_server: OnServer, database_kind: str, victim: str, seed: int) -> None:
+    """TRAPS 7, 29: under a node, up to three times; its service goes on by itself, is still the only one, and stops in order."""
+    chance = random.Random(seed)
     server, cluster = on_server(database_kind, victim)
     node = cluster.nodes[victim]
     cluster.start()
     wait_running(*cluster.nodes.values())
-    with writing(cluster.primary, 9, away=victim == "st1") as writer:
-        pause(random.Random(9), writer)
-        server.kill()
-        server.start()
+    with writing(cluster.primary, seed, away=victim == "st1") as writer:
+        for _ in range(chance.randint(1, 3)):
+            pause(chance, writer)
+            server.kill()
+            server.start()
     node.engine.dispose()  # the test's own connections are dead too
     assert_whole(cluster)
     wait_told(lambda: node.status()["service"] == "running", node.status, 10)
@@ -156,6 +166,25 @@ def test_a_killed_database_loses_nothing(on_server: OnServer, database_kind: str
     assert second.returncode == 3, second.stderr
     assert [one.stop() for one in cluster.nodes.values()] == [0, 0]
     assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+def test_numbers_are_never_given_twice_though_the_database_dies(on_server: OnServer, database_kind: str) -> None:
+    """TRAPS 34: a secondary's reports and requests would be refused as replayed; what it reserved is kept before it is used."""
+    server, cluster = on_server(database_kind, "st2")
+    node = cluster.nodes["st2"]
+    before = numbered(node)
+    node.start()
+    reserved = wait_for(lambda: (found := numbered(node)) > before and found, "numbers reserved")
+    server.kill()
+    node.kill()
+    node.engine.dispose()
+    server.start()
+    assert numbered(node) == reserved
+
+
+def numbered(node: Node) -> int:
+    return int(node.rows("SELECT numbered FROM stsync_node")[0][0])
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
