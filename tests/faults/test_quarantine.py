@@ -457,7 +457,7 @@ def test_a_table_with_another_key_here_is_quarantined_alone(cluster: Cluster) ->
 
 
 def test_a_reason_shows_no_values(cluster: Cluster) -> None:
-    """TRAPS 35: values of rows may be secret; reasons stand in `status` and in logs."""
+    """STYLE 13: values of rows may be secret; reasons stand in `status` and in logs."""
     primary, node = cluster.primary, cluster.nodes["st2"]
     node.execute("INSERT INTO unit VALUES (900, 'secret\nname', NULL)")
     primary.execute("INSERT INTO unit VALUES (1, 'secret\nname', NULL)")

@@ -115,7 +115,7 @@ BAD = {
 @pytest.mark.parametrize("place", [outbox.FEW, 60, 119])
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_a_bad_row_takes_none_of_its_neighbours_along(pipeline: Pipeline, bad: str, place: int) -> None:
-    """TRAPS 3: a program wrote it where triggers write; it alone is set aside."""
+    """README, the outbox contract: a program wrote it where triggers write; it alone is set aside."""
     singly = [f"INSERT INTO unit VALUES ({one}, 'unit {one}', NULL)" for one in range(120)]
     pipeline.primary.execute(*singly[:place])
     pipeline.primary.execute(OF_UNITS, c=COLUMNS, r=bad, n=1)
@@ -127,7 +127,7 @@ def test_a_bad_row_takes_none_of_its_neighbours_along(pipeline: Pipeline, bad: s
 
 
 def test_a_long_bad_row_is_set_aside_too(pipeline: Pipeline) -> None:
-    """TRAPS 3, 29: a row that is cut into several frames must begin each of them as a frame begins."""
+    """README, the outbox contract; TRAPS 29: a row that is cut into several frames must begin each of them as a frame begins."""
     pipeline.primary.execute(OF_UNITS, c=COLUMNS, r=LATE, n=700)
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'one', NULL)")
     pipeline.move()

@@ -45,7 +45,7 @@ STAMPING = {
 def test_a_row_that_a_trigger_changes_again_arrives_as_it_stands(
     new_cluster: MakeCluster, database_kind: str, tables: str
 ) -> None:
-    """TRAPS 2: the inner change is captured before the outer one, and must not be overwritten by it."""
+    """TRAPS 1: the inner change is captured before the outer one, and must not be overwritten by it."""
     cluster: Cluster = new_cluster(database_kind, schema=(ITEM,), tables=tables, nodes=("st1", "st2"))
     primary = cluster.primary
     primary.execute(*STAMPING[database_kind])  # younger than ours, and SQLite runs the youngest first
@@ -223,7 +223,7 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("what", BAD_ROWS)
 def test_a_row_of_the_outbox_that_is_no_change_stops_nobody(new_cluster: MakeCluster, database_kind: str, what: str) -> None:
-    """TRAPS 3: it is set aside with its reason, and everything else goes on."""
+    """README, the outbox contract: it is set aside with its reason, and everything else goes on."""
     cluster: Cluster = new_cluster(database_kind, schema=(ITEM,), tables="item\n", nodes=("st1", "st2"))
     cluster.start()
     primary = cluster.primary
@@ -268,7 +268,7 @@ def test_text_that_is_not_utf8_is_set_aside(new_cluster: MakeCluster, database_k
 
 
 def test_many_wide_rows_in_one_statement_arrive(new_cluster: MakeCluster, database_kind: str) -> None:
-    """TRAPS 27: no change in the log is larger than a secondary takes, however wide the rows of one statement are."""
+    """TRAPS 17: no change in the log is larger than a secondary takes, however wide the rows of one statement are."""
     settings = "[replay]\nmax_change_bytes = 2097152\n"
     schema = ("CREATE TABLE wide (id BIGINT PRIMARY KEY, body TEXT)",)
     cluster: Cluster = new_cluster(database_kind, schema=schema, tables="wide\n", nodes=("st1", "st2"), settings=settings)
@@ -290,7 +290,7 @@ def test_many_wide_rows_in_one_statement_arrive(new_cluster: MakeCluster, databa
 
 @pytest.mark.parametrize("database_kind", ["mariadb"])
 def test_a_row_wider_than_a_packet_is_an_error_for_its_writer(new_node: NewNode) -> None:
-    """TRAPS 2: MariaDB's functions give NULL beyond max_allowed_packet; the change must not be lost for it."""
+    """TRAPS 30: MariaDB's functions give NULL beyond max_allowed_packet; the change must not be lost for it."""
     node = new_node(("CREATE TABLE wide (id BIGINT PRIMARY KEY, body LONGTEXT, more LONGTEXT)",), "wide\n")
     (packet,) = node.rows("SELECT @@max_allowed_packet")[0]
     for mode in ("STRICT_ALL_TABLES", ""):
@@ -481,7 +481,7 @@ REKEYED = {
 
 @pytest.mark.parametrize("trigger", REKEYED.values(), ids=REKEYED)
 def test_a_key_update_followed_by_triggers_arrives_as_it_stands(new_cluster: MakeCluster, trigger: str) -> None:
-    """TRAPS 2, 4, 6: SQLite runs the youngest trigger first; one that is made after ours is told of, and `install` passes it."""
+    """TRAPS 1, 4, 6: SQLite runs the youngest trigger first; one that is made after ours is told of, and `install` passes it."""
     cluster = new_cluster("sqlite", schema=(ITEM,), tables="item\n", nodes=("st1", "st2"))
     cluster.start()
     cluster.primary.execute("INSERT INTO item VALUES (1, 'one', 0), (2, 'two', 0)")

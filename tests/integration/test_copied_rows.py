@@ -175,7 +175,7 @@ def test_many_rows_of_one_statement_are_copied(pipeline: Pipeline, monkeypatch: 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"])
 def test_a_parent_is_there_before_its_children_are_copied_in(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRAPS 2: a change set of a size where some statements would be collected, to run with the commit, and others copied in."""
+    """DESIGN §7: a change set of a size where some statements would be collected, to run with the commit, and others copied in."""
     monkeypatch.setattr(Connection, "begin_nested", lambda *_: pytest.fail("it was refused at first"))
     for number, size in enumerate((5, 20, 60, 75)):
         pipeline.primary.execute(

@@ -27,7 +27,7 @@ AT_ONE = Position(1, 1, bytes(range(32)))
 def test_a_batch_that_comes_meanwhile_is_not_past_retention(
     new_database: NewDatabase, tmp_path: Path, database_kind: str
 ) -> None:
-    """TRAPS 12: a head whose batch the journal did not have yet would make every node ask for a full synchronization."""
+    """TRAPS 9, 12: a head whose batch the journal did not have yet would make every node ask for a full synchronization."""
     cluster = make_cluster(tmp_path / "c", database_kind, NO_BROKER, new_database, schema=SCHEMA, tables=TABLES)
     node = cluster.primary
     database, stop, sent = node.database, Stop(), []

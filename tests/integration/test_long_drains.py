@@ -120,7 +120,7 @@ def test_a_long_drain_is_one_change_set(pipeline: Pipeline, monkeypatch: pytest.
 
 @pytest.mark.parametrize("database_kind", SERVERS)
 def test_few_rows_that_are_large_do_not_all_stand_in_memory(pipeline: Pipeline) -> None:
-    """TRAPS 24: no more than a few pages of what is drained, however many rows that is, and what is published at once."""
+    """DESIGN §10: no more than a few pages of what is drained, however many rows that is, and what is published at once."""
     pipeline.relay.drain()
     for number in range(900):
         pipeline.primary.execute(

@@ -53,7 +53,7 @@ def test_a_table_with_another_key_takes_nothing(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
 @pytest.mark.parametrize("keys", [("a", "a")], ids=["same"])
 def test_a_value_that_does_not_fit_is_not_shown(pipeline: Pipeline) -> None:
-    """TRAPS 35: values of rows may be secret; reasons stand in `status` and in logs."""
+    """STYLE 13: values of rows may be secret; reasons stand in `status` and in logs."""
     primary, secondary = pipeline.primary, pipeline.secondary
     secondary.execute("DROP TABLE t", table("a").replace("c BIGINT", "c INT"))
     pipeline.lists.reread()

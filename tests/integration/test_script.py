@@ -164,7 +164,7 @@ def test_a_relay_whose_position_is_not_its_own_says_why(pipeline: Pipeline, why:
 def test_values_that_take_much_more_room_in_a_statement_than_in_a_message(
     tmp_path: Path, new_database: NewDatabase, mariadb: PrivateMariaDB, packet: int
 ) -> None:
-    """TRAPS 24: a TIMESTAMP is an expression of a hundred characters, and a small batch of them no small statement."""
+    """TRAPS 29: a TIMESTAMP is an expression of a hundred characters, and a small batch of them no small statement."""
     schema = ("CREATE TABLE ev (id BIGINT NOT NULL PRIMARY KEY, made TIMESTAMP NULL, seen TIMESTAMP NULL)",)
     cluster = make_cluster(
         tmp_path / "c", "mariadb", NO_BROKER, new_database, schema=schema, tables="ev\n", nodes=("st1", "st2")

@@ -1,4 +1,4 @@
-"""Composition: rows too long for one frame are cut between rows, never inside one (TRAPS 27)."""
+"""Composition: rows too long for one frame are cut between rows, never inside one (TRAPS 17)."""
 
 from itertools import pairwise
 
