@@ -18,6 +18,11 @@ class Stop:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
 
+    def __del__(self) -> None:
+        """Give the pipe back: one process may make many of these."""
+        os.close(self._read)
+        os.close(self._write)
+
     def set(self) -> None:
         """Ask everything to finish the unit at hand and end."""
         with contextlib.suppress(BlockingIOError):  # full: set often enough
