@@ -108,14 +108,14 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
     ]
 
 
-def _of_rows(connection: Connection, table: str, keys: Collection[str] | None, *upto: ColumnElement[bool]) -> list[Entry]:
-    """Those of a table that may concern rows with these keys (None: any rows): an entry is stored with one key, and some have
-    two or none."""
+def _of_rows(connection: Connection, table: str, keys: Collection[str] | None, *also: ColumnElement[bool]) -> list[Entry]:
+    """Those of a table that may concern rows with these keys (None: any rows), and of which `also` holds: an entry is stored with one
+    key, and some have two or none."""
     here = quarantine.c.table_name == table
     if keys is None or len(keys) > _PARAMETERS:
-        return _found(connection, here, *upto)
+        return _found(connection, here, *also)
     loose = or_(quarantine.c.kind.in_([Kind.REKEY.value, Kind.TRUNCATE.value]), quarantine.c.key_json == "")
-    return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))), *upto)
+    return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))), *also)
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:

@@ -177,7 +177,7 @@ class Control:
             raise MessageRefused("sender", f"a {message.header.kind} message of {sender!r}, who is not the primary")
 
     def _fresh(self, header: Header, number: int) -> bool:
-        """Whether it is newer than all of its sender; raises MessageRefused."""
+        """Whether it is newer than all that came of its sender; else it is passed over. Raises MessageRefused."""
         numbers = self._numbers.setdefault(header.sender, Numbers())
         newest = numbers.judge(number, f"a message of {header.sender!r}")
         if newest:

@@ -93,7 +93,7 @@ def test_every_failed_change_is_kept(cluster: Cluster) -> None:
     cluster.wait_equal()
 
 
-def test_a_newer_change_that_fails_too_takes_the_place_of_the_older(cluster: Cluster) -> None:
+def test_a_newer_change_that_fails_too_is_what_stands_at_the_end(cluster: Cluster) -> None:
     """TRAPS 29: what was quarantined last is what is applied at the end."""
     primary, node = cluster.primary, behind_one(cluster)
     primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
