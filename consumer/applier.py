@@ -112,6 +112,11 @@ class Applier:
         connection.rollback()
         self._lists.follow(state.installed_ms)
 
+    @property
+    def position(self) -> Position:
+        """Where this node stands."""
+        return self._position
+
     def standing(self) -> Standing:
         """This moment, for reports."""
         return Standing(

@@ -37,7 +37,7 @@ class SecondaryService:
         self._crew = Crew(runtime.stop)
         self._lists = LiveLists(runtime.database, settings)
         self._watch = CaptureWatch(runtime.database, settings)
-        self._arrived: queue.Queue[Delivery] = queue.Queue()
+        self._arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._forgotten = 0
         self._publish = PublishLink(
             settings.broker,
@@ -91,7 +91,7 @@ class SecondaryService:
         finally:
             self._consume.stop()
             self._publish.stop()
-        self._log.info("secondary_stopped", sequence=self._applier.standing().position.sequence)
+        self._log.info("secondary_stopped", sequence=self._applier.position.sequence)
 
     def _look_around(self) -> None:
         self._lists.refresh()
@@ -120,11 +120,11 @@ class SecondaryService:
 
     def _work(self, connection: Connection) -> None:
         deliveries = self._gather(0.1)
-        before = self._applier.standing().position
+        before = self._applier.position
         self._applier.work(connection, deliveries)
         if deliveries:
             self._consume.done(deliveries[-1])
-        if self._applier.standing().position != before or deliveries:
+        if self._applier.position != before or deliveries:
             self._reporter.changed()
 
     def _forget_deliveries(self) -> None:

@@ -264,7 +264,7 @@ def _served(state: str, sequence: int) -> int | None:
     return None if state == State.NEEDS_FULL_SYNC else sequence
 
 
-def gather(arrived: "queue.Queue[Delivery]", timeout_s: float, limit: int = 200) -> list[Delivery]:
+def gather(arrived: "queue.SimpleQueue[Delivery]", timeout_s: float, limit: int = 200) -> list[Delivery]:
     """Wait for a delivery at most `timeout_s`, then take what else is there."""
     found: list[Delivery] = []
     until = time.monotonic() + timeout_s

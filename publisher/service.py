@@ -47,7 +47,7 @@ class PrimaryService:
         self._relay = Relay(
             runtime.database, self._settings.relay, runtime.writer, lambda: self._lists.present, state.position
         )
-        self._arrived: queue.Queue[Delivery] = queue.Queue()
+        self._arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._publish = PublishLink(
             self._settings.broker,
             runtime.topology,

@@ -1,5 +1,6 @@
 """`stsync run`: this node's service in the foreground, by its present role."""
 
+import gc
 from importlib.metadata import entry_points
 
 import structlog
@@ -37,6 +38,7 @@ def run(config: ConfigOption = None) -> None:
         what = runtime.build(settings, database, state, stop, lock)
         service = _service(state.role)
         structlog.get_logger("run").info("starting", role=str(state.role), database=database.address)
+        gc.freeze()  # what is there by now stays: a look through all of it stopped a service for 25 to 60 ms
         service(what)
     finally:
         lock.release()

@@ -177,7 +177,11 @@ def run(words: Sequence[str], owner: Owner, env: Mapping[str, str], folder: Path
 def descendants(pid: int) -> list[int]:
     """The ids of a process's children, their children and so on."""
     found = []
-    for thread in Path(f"/proc/{pid}/task").glob("*"):
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # it ended meanwhile
+        return []
+    for thread in threads:
         try:
             children = [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]
         except OSError:  # the thread ended meanwhile
