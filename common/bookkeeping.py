@@ -174,6 +174,15 @@ refusals = Table(
     Column("text", _Long, nullable=False),
     **_OPTIONS,
 )
+# What keeps the running service from getting further, by the name of its thread or link that has the trouble (common.troubles).
+troubles = Table(
+    "stsync_troubles",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("reason", _Long, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+    **_OPTIONS,
+)
 # What was captured when triggers were installed, to notice a later change of the schema or of the triggers (TRAPS 6,
 # common.capture_check).
 captured = Table(

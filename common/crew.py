@@ -10,13 +10,15 @@ import structlog
 from common.backoff import delay_s
 from common.errors import Fault, StsyncError, Unavailable
 from common.stop import Stop
+from common.troubles import Troubles
 
 
 class Crew:
     """Starts threads, waits for stop, joins them, and hands on the first error."""
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: Stop, troubles: Troubles | None = None) -> None:
         self.stop = stop
+        self._troubles = troubles
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._log = structlog.get_logger("service")
@@ -28,6 +30,8 @@ class Crew:
             attempt = 0
             while not self.stop.is_set():
                 began = time.monotonic()
+                if attempt and self._troubles is not None:
+                    self._troubles.tried(name)
                 try:
                     work()
                 except Unavailable as exc:
@@ -36,6 +40,8 @@ class Crew:
                     pause = delay_s(attempt, minimum_s=0.2, maximum_s=10.0, random=random.random)
                     self._log.warning("unavailable", thread=name, reason=str(exc), retry_in_s=round(pause, 2))
                     attempt += 1
+                    if self._troubles is not None:
+                        self._troubles.failed(name, str(exc))
                     self.stop.wait(pause)
 
         def guarded() -> None:

@@ -10,12 +10,13 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import capture_check, freshness, nodestate
+from common import capture_check, freshness, nodestate, troubles
 from common.bookkeeping import journal, rejected, reports, waiting
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState, Role, State
 from common.settings import Settings
+from common.troubles import Trouble
 from common.trust.certificates import Certificate
 from common.trust.keys import read_certificates
 
@@ -69,10 +70,11 @@ def read(database: Database, settings: Settings) -> Status:
     running = service_runs(database)
     with database.connect(read_only=True) as connection:
         state = nodestate.read_installed(connection, settings)
-        warnings = _warnings(connection, database, settings)
+        found = troubles.read(connection) if running else {}
+        warnings = troubles.sentences(found) + _warnings(connection, database, settings)
         if state.role is Role.PRIMARY:
-            return _primary(connection, settings, state, running, warnings)
-        return _secondary(connection, settings, state, running, warnings)
+            return _primary(connection, settings, state, running, warnings, found)
+        return _secondary(connection, settings, state, running, warnings, found)
 
 
 def service_runs(database: Database) -> bool:
@@ -91,10 +93,17 @@ def _primary(
     state: NodeState,
     running: bool,
     warnings: list[str],
+    found: dict[str, Trouble],
 ) -> Status:
+    waits = waiting(connection)
+    trouble = (
+        _first(found, "relay", "sender", "broker_publish") if waits or state.published < state.position.sequence else None
+    )
     heard = {row.name: row for row in connection.execute(select(reports))}
     nodes = tuple(
-        _reported(name, heard.get(name), state, settings, running) for name in settings.cluster.names if name != state.name
+        _reported(name, heard.get(name), state, settings, running, trouble)
+        for name in settings.cluster.names
+        if name != state.name
     )
     first, last, size = connection.execute(
         select(func.min(journal.c.sequence), func.max(journal.c.sequence), func.sum(journal.c.size))
@@ -106,7 +115,7 @@ def _primary(
         "service": "running" if running else "stopped",
         "epoch": state.position.epoch,
         "sequence": state.position.sequence,
-        "outbox": waiting(connection),
+        "outbox": waits,
         "journal": {"first": first or 0, "last": last or 0, "bytes": int(size or 0)},
         "published": state.published,
         "nodes": [node.document() for node in nodes],
@@ -117,7 +126,7 @@ def _primary(
     return Status(document, nodes, all(node.state is State.IN_SYNC for node in nodes))
 
 
-def _reported(name: str, row: Any, state: NodeState, settings: Settings, running: bool) -> NodeStatus:
+def _reported(name: str, row: Any, state: NodeState, settings: Settings, running: bool, trouble: str | None) -> NodeStatus:
     head = state.position
     if row is None:
         reason = "has never reported" if running else "this node's service does not run; start it with `stsync run`"
@@ -131,8 +140,8 @@ def _reported(name: str, row: Any, state: NodeState, settings: Settings, running
         reason = f"nothing was heard from it {silence}"
         if not running:
             reason += "; this node's service does not run, start it with `stsync run`"
-    elif found is State.IN_SYNC and behind:
-        found, reason = State.CATCHING_UP, reason or nodestate.behind_by(behind)
+    elif found is State.IN_SYNC and (behind or trouble):
+        found, reason = State.CATCHING_UP, trouble or reason or nodestate.behind_by(behind)
     return NodeStatus(
         name=name,
         state=found,
@@ -154,6 +163,7 @@ def _secondary(
     state: NodeState,
     running: bool,
     warnings: list[str],
+    found: dict[str, Trouble],
 ) -> Status:
     quarantined = nodestate.quarantined(connection)
     edits = waiting(connection)
@@ -162,10 +172,11 @@ def _secondary(
             f"{edits} changes of listed tables were made on this secondary itself: it differs from the primary there (drift)"
         )
     behind = max(0, state.head[1] - state.position.sequence)
-    found, reason = _own_state(state, settings, running, behind, quarantined)
+    trouble = _first(found, "applier", "broker_consume")
+    now, reason = _own_state(state, settings, running, behind, quarantined, trouble)
     own = NodeStatus(
         name=state.name,
-        state=found,
+        state=now,
         epoch=state.position.epoch,
         sequence=state.position.sequence,
         behind=behind,
@@ -187,7 +198,7 @@ def _secondary(
         "outbox": edits,
         "warnings": warnings,
     }
-    return Status(document, (own,), found is State.IN_SYNC)
+    return Status(document, (own,), now is State.IN_SYNC)
 
 
 def _own_state(
@@ -196,11 +207,14 @@ def _own_state(
     running: bool,
     behind: int,
     quarantined: int,
+    trouble: str | None,
 ) -> tuple[State, str | None]:
     if state.state in (State.NEEDS_FULL_SYNC, State.REFUSED):
         return state.state, state.reason
     if not running:
         return State.OFFLINE, "this node's service does not run; start it with `stsync run`"
+    if trouble:
+        return State.CATCHING_UP, trouble
     silence = _silence(state.heard_ms, settings)
     if silence:
         return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {silence}"
@@ -209,6 +223,10 @@ def _own_state(
     if quarantined:
         return State.IN_SYNC, nodestate.could_not_be_applied(quarantined)
     return State.IN_SYNC, None
+
+
+def _first(found: dict[str, Trouble], *names: str) -> str | None:
+    return next((found[name].reason for name in names if name in found), None)
 
 
 def _silence(heard_ms: int, settings: Settings) -> str | None:

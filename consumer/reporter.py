@@ -55,7 +55,7 @@ class Reporter:
             self._changed.clear()
             standing = self._standing()
             state, reason = describe(standing, self._intervals.offline_after_s)
-            now = (standing.position, standing.quarantined, standing.refused, state)
+            now = (standing.position, standing.quarantined, standing.refused, state, standing.trouble)
             if now == reported and time.monotonic() - last < self._intervals.report_s:
                 continue
             if self._send(standing, state, reason):

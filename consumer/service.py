@@ -2,6 +2,7 @@
 
 import queue
 import time
+from dataclasses import replace
 
 import structlog
 from sqlalchemy.engine import Connection
@@ -14,6 +15,7 @@ from common.errors import Fault, Unavailable
 from common.link_log import LinkLog
 from common.live_lists import LiveLists
 from common.runtime import Runtime
+from common.troubles import Troubles
 from consumer.applier import Applier
 from consumer.reporter import Reporter
 from consumer.standing import Standing
@@ -33,8 +35,9 @@ class SecondaryService:
         self._runtime = runtime
         settings, state = runtime.settings, runtime.state
         self._log = structlog.get_logger("secondary")
-        self._link_log = LinkLog("secondary")
-        self._crew = Crew(runtime.stop)
+        self._troubles = Troubles(runtime.database)
+        self._link_log = LinkLog("secondary", self._troubles)
+        self._crew = Crew(runtime.stop, self._troubles)
         self._lists = LiveLists(runtime.database, settings)
         self._watch = CaptureWatch(runtime.database, settings)
         self._arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
@@ -83,6 +86,7 @@ class SecondaryService:
         self._consume.start()
         self._crew.start("lock", self._runtime.lock.loop)
         self._crew.start_each_second("lists", self._look_around)
+        self._crew.start_each_second("troubles", self._troubles.keep)
         self._crew.start("applier", self._apply_loop)
         self._crew.start("reporter", lambda: self._reporter.loop(self._runtime.stop))
         try:
@@ -103,11 +107,14 @@ class SecondaryService:
             self._consume.renew_after(patience_s)
 
     def _standing(self) -> Standing:
-        return self._applier.standing()
+        return replace(self._applier.standing(), trouble=self._troubles.of("applier", "broker_consume"))
 
     def _apply_loop(self) -> None:
         try:
             with self._runtime.database.connect() as connection:
+                nodestate.read_installed(
+                    connection, self._runtime.settings
+                )  # before anything is written: it may be another's
                 (first,) = nodestate.reserve_numbers(connection)
                 connection.commit()  # before the session is one of replay, whose commits a crash of the server may take
                 self._applier.load(connection)
@@ -124,7 +131,10 @@ class SecondaryService:
         self._applier.work(connection, deliveries)
         if deliveries:
             self._consume.done(deliveries[-1])
-        if self._applier.position != before or deliveries:
+        moved = self._applier.position != before
+        if moved:
+            self._troubles.over("applier")
+        if moved or deliveries:
             self._reporter.changed()
 
     def _forget_deliveries(self) -> None:

@@ -12,7 +12,8 @@ _HINDERS = frozenset({"signature", "certificate", "seal", "version", "malformed"
 @dataclass(frozen=True)
 class Standing:
     """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start.
-    `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for."""
+    `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for. `trouble` is what keeps it from
+    applying anything now."""
 
     position: Position
     head: tuple[int, int]
@@ -24,6 +25,7 @@ class Standing:
     needs_full_sync: str | None = None
     stuck: str | None = None
     unanswered_s: float | None = None
+    trouble: str | None = None
 
     @property
     def behind(self) -> int:
@@ -37,6 +39,8 @@ def describe(standing: Standing, offline_after_s: float) -> tuple[State, str | N
         return State.NEEDS_FULL_SYNC, standing.needs_full_sync
     if standing.stuck:
         return State.REFUSED, standing.stuck
+    if standing.trouble:
+        return State.CATCHING_UP, standing.trouble
     if standing.heard_s is None:
         return State.CATCHING_UP, "nothing was heard from the primary since this service started"
     if standing.heard_s > offline_after_s:

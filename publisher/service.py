@@ -14,6 +14,7 @@ from common.errors import Fault, Unavailable
 from common.link_log import LinkLog
 from common.live_lists import LiveLists
 from common.runtime import Runtime
+from common.troubles import Troubles
 from publisher import journal
 from publisher.cadence import Cadence
 from publisher.control import Control, gather
@@ -38,8 +39,9 @@ class PrimaryService:
         self._settings = runtime.settings
         self._database = runtime.database
         self._log = structlog.get_logger("primary")
-        self._link_log = LinkLog("primary")
-        self._crew = Crew(runtime.stop)
+        self._troubles = Troubles(runtime.database)
+        self._link_log = LinkLog("primary", self._troubles)
+        self._crew = Crew(runtime.stop, self._troubles)
         self._lists = LiveLists(runtime.database, runtime.settings)
         self._watch = CaptureWatch(runtime.database, runtime.settings)
         state = runtime.state
@@ -101,6 +103,7 @@ class PrimaryService:
         self._consume.start()
         self._crew.start("lock", self._runtime.lock.loop)
         self._crew.start_each_second("lists", self._look_around)
+        self._crew.start_each_second("troubles", self._troubles.keep)
         self._crew.start("relay", self._relay_loop)
         self._crew.start("sender", self._sender_loop)
         self._crew.start("control", self._control_loop)
@@ -160,6 +163,7 @@ class PrimaryService:
             waker.close()
 
     def _drained(self, drained: Drained) -> None:
+        self._troubles.over("relay")
         self._sender.offer(drained.batches, drained.position.sequence)
         self._log.debug("drained", changes=drained.changes, sequence=drained.position.sequence)
 

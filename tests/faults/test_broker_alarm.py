@@ -43,13 +43,17 @@ def blocked(node: Node) -> bool:
     return LACKS in node.words
 
 
+def warned(node: Node) -> bool:
+    return any(LACKS in one for one in node.status()["warnings"])
+
+
 def published(node: Node) -> int:
     return int(node.rows("SELECT published FROM stsync_node")[0][0])
 
 
 def test_an_alarm_stops_publishing_alone(new_cluster: MakeCluster, rabbitmq: PrivateRabbitMQ) -> None:
-    """TRAPS 16: no writer; a secondary applies, acknowledges and retries what it has and what the broker has for it; at its end
-    everything arrives in order."""
+    """TRAPS 16: no writer; `status` tells it; a secondary applies, acknowledges and retries what it has and what the broker has for
+    it; at its end everything arrives in order."""
     url = rabbitmq.new_vhost()
     cluster = ready(new_cluster("sqlite", broker_url=url, settings=SETTINGS))
     primary, node, queue = cluster.primary, cluster.nodes["st2"], TOPOLOGY.node_queue("st2")
@@ -65,9 +69,11 @@ def test_an_alarm_stops_publishing_alone(new_cluster: MakeCluster, rabbitmq: Pri
             assert saves(primary, 100, 300).slowest_s < BLOCKED_S
             for one in (primary, node):
                 wait_told(partial(blocked, one), partial(last_words, one))
+            wait_told(partial(warned, primary), primary.status, 8)
             assert saves(primary, 400, 20).slowest_s < BLOCKED_S
             wait_for(lambda: drained(primary), "the outbox drained into the journal", 20)
             holder.rollback()
+            wait_told(partial(warned, node), node.status, 8)
             wait_told(lambda: node.sequence() >= before, partial(last_words, node), 15)
             assert node.rows("SELECT count(*) FROM stsync_quarantine") == [(1,)]
             edit_here(node, "DELETE FROM unit WHERE id = 999")
@@ -77,8 +83,10 @@ def test_an_alarm_stops_publishing_alone(new_cluster: MakeCluster, rabbitmq: Pri
             node.start()
             assert {before} == {published(primary), *(one.sequence() for one in cluster.secondaries)}
             assert primary.sequence() > before
+            assert primary.command("status").returncode == 1
     assert_whole(cluster)
     wait_told(lambda: primary.command("status").returncode == 0, primary.status)
+    wait_told(lambda: not warned(primary) and not warned(node), lambda: (primary.status(), node.status()), 8)
 
 
 @pytest.mark.long

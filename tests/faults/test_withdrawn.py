@@ -209,9 +209,26 @@ def ended(node: Node, code: int, *words: str, secrets: tuple[str, ...]) -> None:
         assert secret not in node.words
 
 
-def told(node: Node, word: str) -> None:
-    """The service goes on, and its log says why it does not come any further."""
+def reasons(cluster: Cluster, node: Node) -> list[str]:
+    """Why a secondary is not in sync, by its own status and the primary's; of the primary, why none of them is."""
+    shown = cluster.primary.status()["nodes"]
+    if node is not cluster.primary:
+        shown = [node.status(), *(one for one in shown if one["name"] == node.name)]
+    assert all(one["state"] in ("catching_up", "in_sync") for one in shown), shown
+    return [str(one["reason"]) if one["state"] == "catching_up" else "in_sync" for one in shown]
+
+
+def untold(node: Node) -> None:
+    """Once it goes on, its status warns of nothing."""
+    wait_told(lambda: not node.status()["warnings"], node.status, 8)
+
+
+def told(cluster: Cluster, node: Node, word: str) -> None:
+    """The service goes on, and its log, its own status and, of a secondary, the primary's say why it does not come any further."""
     wait_told(lambda: word in node.words, lambda: node.words[-3000:])
+    wait_told(lambda: any(word in one for one in node.status()["warnings"]), node.status, 8)
+    wait_told(lambda: all(word in one for one in reasons(cluster, node)), lambda: reasons(cluster, node), 8)
+    assert {one.command("status").returncode for one in (node, cluster.primary)} == {1}
     assert node.process is not None
     assert node.process.poll() is None
     assert "Traceback" not in node.words
@@ -246,11 +263,12 @@ def test_a_right_that_a_secondary_loses_keeps_it_waiting_alone(
     stood = node.sequence()
     with new_database.withdrawn(node, right, table):
         assert saves(primary, 100, 20).slowest_s < BLOCKED_S
-        told(node, DENIED[running.kind].format(right=right, table=table))
+        told(running, node, DENIED[running.kind].format(right=right, table=table))
         wait_told(lambda: drained(primary) and other.sequence() == primary.sequence(), lambda: other.words[-2000:])
         assert node.sequence() == stood
         assert node.rows("SELECT id FROM unit") == [(0,)]
     assert_whole(running)
+    untold(node)
 
 
 @pytest.mark.parametrize("database_kind", SERVERS)
@@ -261,7 +279,7 @@ def test_a_quarantine_that_may_not_be_written_loses_no_change(running: Cluster, 
     stood = node.sequence()
     with new_database.withdrawn(node, "INSERT", "stsync_quarantine"):
         saves(primary, 105, 1)
-        told(node, DENIED[running.kind].format(right="INSERT", table="stsync_quarantine"))
+        told(running, node, DENIED[running.kind].format(right="INSERT", table="stsync_quarantine"))
         saves(primary, 106, 5)
         assert node.sequence() == stood
     wait_told(lambda: node.sequence() == primary.sequence(), lambda: node.words[-3000:])
@@ -278,10 +296,11 @@ def test_a_journal_that_may_not_be_written_stops_no_writer(running: Cluster, new
     stood = primary.sequence()
     with new_database.withdrawn(primary, "INSERT", "stsync_journal"):
         assert saves(primary, 100, 50).slowest_s < BLOCKED_S
-        told(primary, DENIED[running.kind].format(right="INSERT", table="stsync_journal"))
+        told(running, primary, DENIED[running.kind].format(right="INSERT", table="stsync_journal"))
         assert primary.status()["outbox"] == 50
         assert primary.sequence() == stood
     assert_whole(running)
+    untold(primary)
 
 
 class Guests:
