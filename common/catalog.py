@@ -1,28 +1,56 @@
 """Which tables this node synchronizes: its list, matched with its database."""
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from common.database import Database
 from common.dialects.base import Dialect, run
 from common.errors import Misconfigured
-from common.lists import TABLES_FILE, read_tables, resolve
-from common.schema import Listed, ListedTable
+from common.lists import TABLES_FILE, TableRule, read_tables, resolve
+from common.schema import Listed, ListedTable, Table
 from common.settings import Settings
 
 
 def listed_tables(
-    database: Database, connection: Connection, settings: Settings, former: Listed | None = None
+    database: Database,
+    connection: Connection,
+    settings: Settings,
+    former: Listed = MappingProxyType({}),
+    *,
+    anew: bool = True,
 ) -> dict[str, ListedTable]:
     """The tables that the node's list selects in its database, each row filter tried; raises Misconfigured.
 
-    `former`: what stands for a listed table that the database lacks just now, so that those that it has are read all the same.
+    `former`: what stands for a listed table that the database lacks just now, so that those that it has are read all the same, and
+    changes of that one wait for its return. A glob stands for what there is: its tables that are gone are left out where `anew`
+    (`install` has run since, and knew of none of them), or where the list could not be used with them.
     """
     rules = read_tables(settings.node.home)
-    source = str(settings.node.home / TABLES_FILE)
+    same_name = database.dialect.same_name
     here = database.dialect.tables(connection)
-    tables = {name: one.table for name, one in (former or {}).items()} | here
-    listed = resolve(rules, tables, database.dialect.same_name, source)
+    gone = {name: one.table for name, one in former.items() if not any(same_name(name, other) for other in here)}
+    named = {name: gone[name] for name in gone if any(not rule.is_glob and same_name(rule.pattern, name) for rule in rules)}
+    if not anew and gone != named:
+        try:
+            return _chosen(database, connection, settings, rules, here, gone)
+        except Misconfigured:
+            connection.rollback()
+    return _chosen(database, connection, settings, rules, here, named)
+
+
+def _chosen(
+    database: Database,
+    connection: Connection,
+    settings: Settings,
+    rules: Sequence[TableRule],
+    here: Mapping[str, Table],
+    gone: Mapping[str, Table],
+) -> dict[str, ListedTable]:
+    source = str(settings.node.home / TABLES_FILE)
+    listed = resolve(rules, {**gone, **here}, database.dialect.same_name, source)
     lines = {name: rule.line for rule in rules for name in listed if database.dialect.same_name(rule.pattern, name)}
     for table in listed.values():
         where = f"{source}:{lines.get(table.name, '?')}"

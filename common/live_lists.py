@@ -28,7 +28,8 @@ class Lists(NamedTuple):
 class LiveLists:
     """Holds the present lists; `refresh` looks whether the file changed. Safe to read from any thread.
 
-    A listed table that goes while they are held stays as it was: changes of it can then not be applied, and wait for its return.
+    A listed table that goes while they are held stays as it was (see catalog.listed_tables): changes of it can then not be applied,
+    and wait for its return.
 
     Whoever writes by them says in the same transaction which they were (nodestate.advance): after `install` has run nothing is
     captured or replayed by the schema as it was before.
@@ -55,7 +56,9 @@ class LiveLists:
         with self._lock, self._database.connect(read_only=True) as connection:
             self._seen = self._stamp()
             installed_ms = nodestate.installed_ms(connection)  # first: what is installed meanwhile is then found out
-            present = Lists(listed_tables(self._database, connection, self._settings, self.tables), installed_ms)
+            anew = installed_ms != self.present.installed_ms
+            tables = listed_tables(self._database, connection, self._settings, self.tables, anew=anew)
+            present = Lists(tables, installed_ms)
             if present != self.present:
                 self.present = present
                 self.generation += 1
