@@ -8,7 +8,9 @@ from typing import Final
 
 from common.errors import MessageRefused
 
-_MOST: Final = 100  # gaps that are remembered; each new process of a sender leaves one
+_MOST: Final = (
+    100  # gaps that are remembered; each message that is lost, or late, and each new process of a sender leaves one
+)
 
 
 class Numbers:
@@ -29,11 +31,12 @@ class Numbers:
         """It came, and nothing else speaks against it."""
         if number > self.highest:
             if self.highest and number > self.highest + 1:
-                self._missing = [*self._missing[1 - _MOST :], (self.highest + 1, number - 1)]
+                self._missing = [*self._missing, (self.highest + 1, number - 1)][-_MOST:]
             self.highest = number
             return
         for place, (first, last) in enumerate(self._missing):
             if first <= number <= last:
                 halves = (first, number - 1), (number + 1, last)
                 self._missing[place : place + 1] = [one for one in halves if one[0] <= one[1]]
+                self._missing = self._missing[-_MOST:]
                 return

@@ -76,8 +76,8 @@ class Table:
     triggers.
     `cascades`: the foreign keys that refer to this table, where the database enforces them for some sessions only, and tells
     nobody for which.
-    `guarded`: the columns for whose values a change may be refused, by a unique or a foreign key, where that does not always end the
-    statement and triggers are told of the change all the same.
+    `guarded`: the columns for whose values a change may be refused by a unique or a foreign key; all of them where such a key is over
+    something computed, or over some of the rows only.
     `obstacle`: why changes of this table cannot be captured, as the end of a sentence that begins with the table.
     `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
     `overtaken`: another trigger runs before ours because it was made after them; they have to be made anew.
@@ -107,7 +107,10 @@ class Table:
         parts = [
             self.name,
             *self.key,
-            *(f"{c.name}\0{c.type}\0{c.generated}\0{c.collation}" for c in sorted(self.columns, key=lambda c: c.name)),
+            *(
+                f"{c.name}\0{c.type}\0{c.generated}" + (f"\0{c.collation}" if c.collation else "")
+                for c in sorted(self.columns, key=lambda c: c.name)
+            ),
             *(["followed"] if self.followed else []),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

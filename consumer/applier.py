@@ -34,6 +34,7 @@ CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _GRACE_S = 0.3
 _AGAIN = 1000
+_TOO_SMALL = "; replay.max_change_bytes is too small here: raise it and start the service again"
 
 
 class _Moved(NamedTuple):
@@ -68,7 +69,7 @@ class Applier:
         self._replays_by = 0
         self._head = (1, 0)
         self._beats = Numbers()
-        self._answer = 0
+        self._answers = Numbers()
         self._at_last_beat = 0
         self._heard: float | None = None
         self._saved_beat = 0
@@ -100,7 +101,10 @@ class Applier:
         self._head = max(self._head, state.head)
         if state.heard_number > self._beats.highest:
             self._beats = Numbers(state.heard_number)
-        self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
+        needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
+        self._needs = (
+            None if needs and needs.endswith(_TOO_SMALL) else needs
+        )  # it may have been raised; else it is found out again
         self._saved_stuck = state.reason if state.state is State.REFUSED else None
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
@@ -149,7 +153,7 @@ class Applier:
             except MessageRefused as exc:  # signed by the primary, complete, and yet not readable: no catch-up mends it
                 connection.rollback()
                 self._refuse(connection, exc)
-                remedy = "; replay.max_change_bytes is too small here" if exc.kind == "size" else ""
+                remedy = _TOO_SMALL if exc.kind == "size" else ""
                 self._give_up(
                     connection,
                     f"the change set after sequence {self._position.sequence} cannot be read: {exc}{remedy}",
@@ -174,11 +178,11 @@ class Applier:
             self._heartbeat(connection, message, parse_body(self._reader.open(message), Heartbeat))
         elif kind is MessageKind.PAST_RETENTION:
             answer = parse_body(self._reader.open(message), PastRetention)
-            if answer.number <= self._answer:
-                raise MessageRefused("replayed", f"an answer of {message.header.sender!r} that came before, or an older one")
-            self._freshness.judge(message.header)
-            self._answer = answer.number
-            if answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
+            newer = self._answers.judge(answer.number, f"an answer of {message.header.sender!r}")
+            if newer:
+                self._freshness.judge(message.header)
+            self._answers.take(answer.number)
+            if newer and answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
                 self._give_up(connection, self._past_retention(answer.journal_first))
         else:
             raise MessageRefused("sender", f"a {kind} message where only the primary speaks")
@@ -320,8 +324,7 @@ class Applier:
                 connection.rollback()
                 return False
             if self._quarantined:
-                frames = (frame for unit in units for frame in unit.frames())
-                quarantine.overtaken(connection, frames, failed, self._lists.tables)
+                quarantine.overtaken(connection, units, failed, self._lists.tables)
             quarantine.add(connection, replayer, failed)
             if self._quarantined or failed:
                 quarantine.hold(connection, (frame for unit in units for frame in unit.frames()), self._lists.tables)

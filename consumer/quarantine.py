@@ -13,12 +13,13 @@ from common.changes import Frame, Kind
 from common.nodestate import now_ms
 from common.schema import ListedTable
 from consumer.cascades import Lost, ancestors
-from consumer.overtaking import Later, row_keys
+from consumer.overtaking import Later, keys_in, row_keys
 from consumer.plan import Step, single
 from consumer.replay import Failed, Replayer, Unit
 
 RETRIED_AT_ONCE = 500
 _PARAMETERS = 500
+_TRIED = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.held == 0)  # by itself
 _HELD = (
     "; it is not tried again by itself, for rows that it may refer to were deleted or got another key since, and what the primary's "
     "database then did to this row it tells nobody: a full synchronization is needed"
@@ -72,7 +73,11 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
 
 def whole(units: Iterable[Unit], reason: str) -> list[Failed]:
     """Every change of these units as failed: the database refused them together, at the commit."""
-    return [Failed(unit.epoch, unit.sequence, step, reason) for unit in units for step in single(unit.frames())]
+    return [
+        Failed(unit.epoch, unit.sequence, step, reason, (place,))
+        for unit in units
+        for place, step in enumerate(single(unit.frames()))
+    ]
 
 
 def entries(connection: Connection, ids: Sequence[int] = ()) -> list[Entry]:
@@ -119,8 +124,7 @@ def _of_rows(connection: Connection, table: str, keys: Collection[str] | None, *
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:
-    """Try these again, in order, in the caller's transaction, and what is left of a change set together; the number that went. What
-    fails keeps its newest reason.
+    """Try these again, in order, in the caller's transaction; the number that went. What fails keeps its newest reason.
 
     What goes settles older changes of its row, also those that were not tried (TRAPS 29). A truncation is never tried again: it
     would delete rows that came after it.
@@ -134,8 +138,7 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     waiting = replayer.waiting()
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)
-    change_sets = groupby(tried, key=lambda entry: (entry.epoch, entry.sequence))
-    results = replayer.retry(connection, waiting, [[entry.id for entry in some] for _, some in change_sets])
+    results = replayer.retry(connection, waiting, [entry.id for entry in tried])
     for place, (step, _) in waiting.steps.items():
         if step is not known[place].step:
             _store(connection, known[place], step, replayer.key(step))
@@ -147,6 +150,61 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     return sum(reason is None for reason in results.values())
 
 
+def ends(connection: Connection, ids: Sequence[int]) -> list[int]:
+    """Of the change sets that end among these ascending ids, and of which several changes may wait: the id of the last one."""
+    columns = (quarantine.c.id, quarantine.c.epoch, quarantine.c.sequence)
+    among = select(*columns).where(*_TRIED, quarantine.c.id.between(ids[0], ids[-1])).order_by(quarantine.c.id)
+    beyond_ = select(*columns).where(*_TRIED, quarantine.c.id > ids[-1]).order_by(quarantine.c.id).limit(1)
+    following = {tuple(row[1:]) for row in connection.execute(beyond_)}
+    found = []
+    for number, (which, group) in enumerate(groupby(connection.execute(among), key=lambda row: tuple(row[1:]))):
+        some = [row.id for row in group]
+        if which not in following and (len(some) > 1 or not number):  # the first one may have begun before
+            found.append(some[-1])
+    return found
+
+
+def retry_together(connection: Connection, replayer: Replayer, last: int) -> int:
+    """Try all that waits of the change set that ends with this id again, in the caller's transaction, all or none; the number that
+    went. Where there is more of it than fits memory it is read piece by piece."""
+    ids = _change_set(connection, last)
+    if len(ids) < 2 or not replayer.retry_together(connection, (entry.step for entry in _each(connection, ids))):
+        return 0
+    later = Later()
+    tables = set()
+    for entry in _each(connection, ids):
+        tables.add(entry.step.table)
+        later.see(entry.step, replayer.listed.get(entry.step.table))
+    _settle(connection, later, tables, replayer.listed, quarantine.c.id < ids[0])
+    return discard(connection, ids)
+
+
+def _change_set(connection: Connection, last: int) -> list[int]:
+    """The ascending ids of what may be tried again of the change set to which this one belongs, up to it: they stand together."""
+    columns = (quarantine.c.id, quarantine.c.epoch, quarantine.c.sequence, quarantine.c.kind, quarantine.c.held)
+    found: list[int] = []
+    which: tuple[int, int] | None = None
+    below = last + 1
+    while True:
+        page = select(*columns).where(quarantine.c.id < below).order_by(quarantine.c.id.desc()).limit(_PARAMETERS)
+        rows = connection.execute(page).all()
+        for row in rows:
+            which = which or (row.epoch, row.sequence)
+            if (row.epoch, row.sequence) != which:
+                return found[::-1]
+            if row.kind != Kind.TRUNCATE.value and not row.held:
+                found.append(row.id)
+            below = row.id
+        if len(rows) < _PARAMETERS:
+            return found[::-1]
+
+
+def _each(connection: Connection, ids: Sequence[int]) -> Iterator[Entry]:
+    """The changes with these ascending ids, some in memory at a time."""
+    for some in _sliced(ids):
+        yield from _found(connection, quarantine.c.id.in_(some))
+
+
 def refused(connection: Connection, id_: int, reason: str) -> None:
     """It was tried, and the database refused to commit it."""
     _stay(connection, [(entry, reason) for entry in entries(connection, [id_])])
@@ -156,7 +214,7 @@ def _stay(connection: Connection, tried: Iterable[tuple[Entry, str]]) -> None:
     """These failed once more, for these reasons."""
     rows = [{"place": entry.id, "why": reason + _HELD if entry.held else reason} for entry, reason in tried]
     if rows:
-        newest = {"reason": bindparam("why"), "attempts": quarantine.c.attempts + 1, "last_ms": now_ms(), "requested": 0}
+        newest = {"reason": bindparam("why"), "attempts": quarantine.c.attempts + 1, "last_ms": now_ms()}
         connection.execute(update(quarantine).where(quarantine.c.id == bindparam("place")).values(**newest), rows)
 
 
@@ -168,13 +226,17 @@ def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) ->
         for begin in range(0, len(left), RETRIED_AT_ONCE):
             done += retry(connection, replayer, left[begin : begin + RETRIED_AT_ONCE])
             connection.commit()
+        if not done:
+            for last in ends(connection, left):
+                done += retry_together(connection, replayer, last)
+                connection.commit()
         left = [entry.id for entry in entries(connection, left)] if done else []
         connection.rollback()
 
 
 def beyond(connection: Connection, last: int, most: int) -> list[int]:
     """The ids of the next changes after this id that may be tried again, in the order in which they failed."""
-    here = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.held == 0, quarantine.c.id > last)
+    here = (*_TRIED, quarantine.c.id > last)
     return list(connection.execute(select(quarantine.c.id).where(*here).order_by(quarantine.c.id).limit(most)).scalars())
 
 
@@ -190,6 +252,12 @@ def requested(connection: Connection) -> list[int]:
     return list(connection.execute(wanted).scalars())
 
 
+def answered(connection: Connection, ids: Sequence[int]) -> None:
+    """They were tried as they were asked to be."""
+    for some in _sliced(ids):
+        connection.execute(update(quarantine).where(quarantine.c.id.in_(some)).values(requested=0))
+
+
 def discard(connection: Connection, ids: Sequence[int]) -> int:
     """Give changes up; the number that stood there."""
     return sum(connection.execute(delete(quarantine).where(quarantine.c.id.in_(some))).rowcount for some in _sliced(ids))
@@ -202,27 +270,42 @@ def _sliced(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def overtaken(
-    connection: Connection, frames: Iterable[Frame], failed: Iterable[Failed], listed: Mapping[str, ListedTable]
+    connection: Connection, units: Iterable[Unit], failed: Iterable[Failed], listed: Mapping[str, ListedTable]
 ) -> None:
-    """Cut quarantined changes down to what these later frames leave of them: mostly nothing (see consumer.overtaking).
-
-    That holds even where the later change failed itself; it is then added after this.
-    """
+    """Cut quarantined changes down to what these later units leave of them (see consumer.overtaking); those of them that failed
+    themselves are added after this."""
     tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
-    failed_keys: dict[str, set[str]] = {}
-    for one in failed:
-        if one.step.table in tables and (table := listed.get(one.step.table)) is not None:
-            failed_keys.setdefault(table.name, set()).update(row_keys(one.step, table))
+    waits = {(one.epoch, one.sequence, place) for one in failed for place in one.places}
     later = Later()
     met = set()
-    for frame in frames:
-        if frame.table in tables:
-            met.add(frame.table)
-            later.see(frame, listed.get(frame.table), failed=frozenset(failed_keys.get(frame.table, ())))
+    for unit in units:
+        place = 0
+        for frame in unit.frames():
+            if frame.table in tables:
+                met.add(frame.table)
+                places = range(place, place + frame.count)
+                waiting = [one - place for one in places if (unit.epoch, unit.sequence, one) in waits] if waits else ()
+                later.see(frame, listed.get(frame.table), failed=frozenset(waiting))
+            place += frame.count
+    _settle(connection, later, met, listed)
+
+
+def _settle(
+    connection: Connection,
+    later: Later,
+    tables: Iterable[str],
+    listed: Mapping[str, ListedTable],
+    *also: ColumnElement[bool],
+) -> None:
+    """Cut quarantined changes of which `also` holds down to what is left of them."""
     gone: list[int] = []
-    for name in met:
-        for entry in _of_rows(connection, name, None if later.emptied(name) else later.keys(name)):
-            left = later.left_of(entry.step, listed.get(name))
+    for name in tables:
+        table = listed.get(name)
+        seen: set[str] = set()
+        for entry in reversed(_of_rows(connection, name, None if later.emptied(name) else later.keys(name), *also)):
+            keys = keys_in(entry.step, listed)
+            left = later.left_of(entry.step, table, newest=seen.isdisjoint(keys))
+            seen |= keys
             if left is None:
                 gone.append(entry.id)
             elif left is not entry.step:

@@ -48,12 +48,14 @@ class References(Enum):
 
 @dataclass(frozen=True)
 class Failed:
-    """A change that could not be applied, why, and where it stands in the log."""
+    """A change that could not be applied, why, and where it stands in the log: `places` in its unit, the last one its own, the others
+    of those before it that wait in this one (see consumer.overtaking)."""
 
     epoch: int
     sequence: int
     step: Step
     reason: str
+    places: tuple[int, ...]
 
 
 class Replayer:
@@ -142,28 +144,20 @@ class Replayer:
         self._references = references
         self._dialect.references(connection, enforced=references is not References.OFF)
 
+    @property
+    def listed(self) -> Mapping[str, ListedTable]:
+        """This node's tables, by name."""
+        return self._listed
+
     def waiting(self) -> Waiting:
         """An empty set of single changes that wait, over this node's tables."""
         return Waiting(self._listed)
 
-    def retry(self, connection: Connection, waiting: Waiting, change_sets: Iterable[Iterable[int]]) -> dict[int, str | None]:
-        """Try those of the waiting changes that have these places again, each by itself, then what is left of a change set together:
-        by place None where it went, else the reason. What goes is taken from `waiting`, and so is what it settles of older ones."""
+    def retry(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
+        """Try those of the waiting changes that have these places again, in order, each by itself: by place None where it went, else
+        the reason. What goes is taken from `waiting`, and so is what it settles of older ones."""
         self._references = References.LOOKED_AT
         self._dialect.enter_replay(connection, deferred=False)
-        results: dict[int, str | None] = {}
-        for places in change_sets:
-            results |= self._retry_each(connection, waiting, places)
-            left = [place for place in places if results.get(place) is not None and place in waiting.steps]
-            if len(left) > 1 and self._goes(connection, [waiting.steps[place][0] for place in left]):
-                for place in left:
-                    results[place] = None
-                    if place in waiting.steps:
-                        waiting.done(place, waiting.steps[place][0])
-        self._dialect.leave_replay(connection)
-        return results
-
-    def _retry_each(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
         results: dict[int, str | None] = {}
         for place in places:
             if place not in waiting.steps:
@@ -175,14 +169,20 @@ class Replayer:
                 results[place] = str(exc)
             if results[place] is None:
                 waiting.done(place, step)
+        self._dialect.leave_replay(connection)
         return results
 
-    def _goes(self, connection: Connection, steps: Iterable[Step]) -> bool:
-        """Apply these together if that goes: none may be able to go before the others (a deferrable constraint, TRAPS 27)."""
+    def retry_together(self, connection: Connection, steps: Iterable[Step]) -> bool:
+        """Try waiting changes of one change set again, all or none: none may be able to go before the others (a deferrable constraint,
+        TRAPS 27)."""
+        self._references = References.LOOKED_AT
+        self._dialect.enter_replay(connection, deferred=True)
         try:
-            return self._whole(connection, steps, gently=True)
+            went = self._whole(connection, steps, gently=True)
         except LeftBehind:
-            return False
+            went = False
+        self._dialect.leave_replay(connection)
+        return went
 
     def _together(self, connection: Connection, units: Sequence[Unit]) -> bool:
         steps = self._fast_steps(units)
@@ -255,7 +255,10 @@ class Replayer:
                     progress = True
                 else:
                     waiting.steps[place] = (step, reason)
-        return [Failed(unit.epoch, unit.sequence, step, reason) for _, (step, reason) in sorted(waiting.steps.items())]
+        return [
+            Failed(unit.epoch, unit.sequence, step, reason, (*waiting.merged.get(place, ()), place))
+            for place, (step, reason) in sorted(waiting.steps.items())
+        ]
 
     def _piecewise(self, connection: Connection, place: int, step: Step, waiting: Waiting, *, settle: bool) -> None:
         """A step whose first change has this place: what is refused is halved, down to the single changes at fault."""
@@ -266,7 +269,7 @@ class Replayer:
             if reason is None:
                 waiting.done(first, piece)
             elif piece.count == 1:
-                waiting.add(first, piece, reason)
+                waiting.failed(first, piece, reason)
             else:
                 left, right = plan.halves(piece)
                 pieces += [(first + left.count, right), (first, left)]

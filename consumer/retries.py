@@ -41,6 +41,8 @@ class Retries:
         if ids := self._asked_for(connection, now):
             self._lists.reread()
             self._try(connection, ids)
+            quarantine.answered(connection, ids)
+            connection.commit()
             return True
         if now < self._rested:
             return False
@@ -68,17 +70,34 @@ class Retries:
     def _try(self, connection: Connection, ids: Sequence[int]) -> bool:
         """Whether any of them went."""
         began = time.monotonic()
-        done = self._together(connection, ids)
+        done = self._each(connection, ids)
         if done is None and len(ids) > 1:
-            done = sum(self._together(connection, [one]) or 0 for one in ids)
+            done = sum(self._each(connection, [one]) or 0 for one in ids)
+        fits = int(len(ids) * _SLICE_S / max(time.monotonic() - began, 0.001))
+        self._slice = min(max(1, fits), 2 * self._slice, quarantine.RETRIED_AT_ONCE)
+        done = (done or 0) + self._change_sets(connection, ids)
         if done:
             self._log.info("quarantine_retried", applied=done)
             self._began = 0.0  # others may have waited for it
-        fits = int(len(ids) * _SLICE_S / max(time.monotonic() - began, 0.001))
-        self._slice = min(max(1, fits), 2 * self._slice, quarantine.RETRIED_AT_ONCE)
         return bool(done)
 
-    def _together(self, connection: Connection, ids: Sequence[int]) -> int | None:
+    def _change_sets(self, connection: Connection, ids: Sequence[int]) -> int:
+        """Try what is left of the change sets that end with one of these, each as a whole; the number that went. It may take longer
+        than a slice, for it cannot be cut."""
+        done = 0
+        with self._database.guard():
+            last_ones = quarantine.ends(connection, ids)
+            connection.rollback()
+        for last in last_ones:
+            try:
+                with self._database.guard():
+                    done += quarantine.retry_together(connection, self._replayer(), last)
+                    connection.commit()
+            except NotApplicable:  # at the commit
+                connection.rollback()
+        return done
+
+    def _each(self, connection: Connection, ids: Sequence[int]) -> int | None:
         """The number that went; None, with nothing done, where the commit was refused."""
         replayer = self._replayer()
         try:

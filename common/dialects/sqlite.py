@@ -463,6 +463,10 @@ def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger],
         for _, column, kind, notnull, default, _, hidden in rows
     ]
     uniques = [_unique(connection, row[1], partial=bool(row[4])) for row in indexes if row[2] and row[3] != "pk"]
+    plain = {column.name for column in columns if not column.generated}
+    guarded = [
+        plain if one is None or one.partial or not plain.issuperset(one.columns) else one.columns for one in (key, *uniques)
+    ]
     return Table(
         name,
         tuple(columns),
@@ -470,6 +474,7 @@ def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger],
         uniques=(key, *filter(None, uniques)),
         triggers=tuple(others),
         obstacle=f"has a primary key of more than {MAX_KEY} columns" if len(names) > MAX_KEY else None,
+        guarded=frozenset().union(*guarded),
         overtaken=overtaken,
     )
 
@@ -479,10 +484,12 @@ def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
     known = {table.name.lower(): table for table in tables}
     parents: dict[str, set[str]] = {}
     cascades: dict[str, list[Cascade]] = {}
+    referring: dict[str, set[str]] = {}
     for child in tables:
         rows = connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(child.name)})").all()
         for _, group in groupby(sorted(rows), key=lambda row: row[0]):
             pairs = list(group)
+            referring.setdefault(child.name, set()).update(row[3] for row in pairs)
             parent = known.get(pairs[0][2].lower())
             if parent is None:
                 continue
@@ -493,7 +500,12 @@ def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
             if (on_delete or on_update) and len(theirs) == len(columns):
                 cascades.setdefault(parent.name, []).append(Cascade(child.name, columns, theirs, on_delete, on_update))
     return [
-        replace(table, parents=frozenset(parents.get(table.name, ())), cascades=tuple(cascades.get(table.name, ())))
+        replace(
+            table,
+            parents=frozenset(parents.get(table.name, ())),
+            cascades=tuple(cascades.get(table.name, ())),
+            guarded=table.guarded | referring.get(table.name, set()),
+        )
         for table in tables
     ]
 

@@ -203,3 +203,12 @@ def test_a_change_above_a_nodes_bound_is_told_and_concerns_no_other_node(new_clu
     for reason in (node.status()["reason"], primary.status()["nodes"][0]["reason"]):
         assert f"bound of {1 << 20}" in reason
         assert "replay.max_change_bytes" in reason
+    assert node.stop() == 0
+    node.start()
+    wait_for(lambda: "needs_full_sync" in node.words, "it finds the same again")
+    assert node.status()["state"] == "needs_full_sync"
+    assert node.stop() == 0
+    node.config.write_text(node.config.read_text().replace(f"max_change_bytes = {1 << 20}", f"max_change_bytes = {1 << 22}"))
+    node.start()
+    cluster.wait_equal()
+    wait_for(lambda: node.status()["state"] == "in_sync", "what it asked for was done")

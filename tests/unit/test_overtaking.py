@@ -8,7 +8,9 @@ from consumer.overtaking import Later, Waiting
 from consumer.plan import Step
 
 COLUMNS = ("id", "a", "b")
-TABLE = ListedTable(Table("t", tuple(Column(name, "int", False, False) for name in COLUMNS), ("id",)))
+TABLE = ListedTable(
+    Table("t", tuple(Column(name, "int", False, False) for name in COLUMNS), ("id",), guarded=frozenset("a"))
+)
 KEY_ONLY = ("id",)
 
 
@@ -16,11 +18,13 @@ def step(kind: str, rows: str, columns: tuple[str, ...] = COLUMNS) -> Step:
     return Step("t", Kind(kind), columns, 1, rows)
 
 
-def left(waiting: Step, *later: Step, failed: frozenset[str] = frozenset()) -> Step | None:
+def left(waiting: Step, *later: Step, failed: tuple[int, ...] = (), newest: bool = True) -> Step | None:
+    """`failed`: which of the later ones did not go."""
     seen = Later()
-    for one in later:
-        seen.see(Frame(one.table, one.kind, one.columns, 1, one.rows), TABLE, failed=failed)
-    return seen.left_of(waiting, TABLE)
+    for place, one in enumerate(later):
+        went = () if place not in failed else (0,)
+        seen.see(Frame(one.table, one.kind, one.columns, 1, one.rows), TABLE, failed=went)
+    return seen.left_of(waiting, TABLE, newest=newest)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,38 @@ def test_what_a_later_change_does_not_set_is_still_due() -> None:
 def test_a_later_change_of_some_columns_that_failed_too_settles_nothing() -> None:
     """Both wait: the older one makes the row that the newer needs."""
     waiting = step("I", "[1,2,3]")
-    assert left(waiting, step("U", "[1,8]", ("id", "b")), failed=frozenset({"1"})) == waiting
+    assert left(waiting, step("U", "[1,8]", ("id", "b")), failed=(0,)) == waiting
+
+
+def test_a_later_change_that_failed_too_takes_the_place_of_one_that_is_no_step_of_an_exchange() -> None:
+    """TRAPS 27: `a` is unique: who leaves it alone frees nothing for anybody."""
+    waiting = step("I", "[1,2,3]")
+    assert left(waiting, step("U", "[1,2,9]"), failed=(0,)) is None
+    assert left(waiting, step("U", "[1,4,3]"), failed=(0,)) == waiting
+    assert left(waiting, step("U", "[1,4,3]"), step("U", "[1,2,3]"), failed=(0, 1)) == waiting, "the next one is a step"
+    assert left(waiting, step("U", "[1,2,9]"), failed=(0,), newest=False) == waiting, "one that waits is between them"
+    assert left(waiting, step("D", "[1]", KEY_ONLY), failed=(0,)) is None
+    assert left(step("D", "[1]", KEY_ONLY), step("D", "[1]", KEY_ONLY), failed=(0,)) is None
+    assert left(step("D", "[1]", KEY_ONLY), step("I", "[1,2,3]"), failed=(0,)) == step("D", "[1]", KEY_ONLY)
+
+
+def test_a_key_update_that_failed_too_settles_nothing() -> None:
+    """TRAPS 27: it may itself wait for the row whose older change it would settle."""
+    for waiting in (step("U", "[1,2,3]"), step("U", "[9,2,3]"), step("K", "[1,2,3,4]"), step("D", "[9]", KEY_ONLY)):
+        assert left(waiting, step("K", "[1,9,4,5]"), failed=(0,)) == waiting
+
+
+def test_a_change_that_went_settles_though_a_newer_one_of_its_row_failed() -> None:
+    """TRAPS 29: what the row has by now is not to be taken back."""
+    assert left(step("I", "[1,2,3]"), step("U", "[1,4,5]"), step("U", "[1,6,7]"), failed=(1,)) is None
+
+
+def test_within_a_unit_one_that_is_no_step_waits_in_the_next_one() -> None:
+    many = Waiting({"t": TABLE})
+    for place, rows in enumerate(("[1,2,3]", "[1,2,4]", "[1,2,5]", "[1,6,5]")):
+        many.failed(place, step("U", rows), "why")
+    assert many.due() == [(2, step("U", "[1,2,5]")), (3, step("U", "[1,6,5]"))]
+    assert many.merged == {2: [1, 0]}
 
 
 def test_a_key_update_keeps_the_half_that_is_due() -> None:
