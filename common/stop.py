@@ -15,13 +15,14 @@ class Stop:
 
     def __init__(self) -> None:
         self._working = False
-        self._read, self._write = os.pipe()
+        self._pipe: tuple[int, ...] = ()
+        self._pipe = self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
 
     def __del__(self) -> None:
         """Give the pipe back: one process may make many of these."""
-        os.close(self._read)
-        os.close(self._write)
+        for one in self._pipe:
+            os.close(one)
 
     def set(self) -> None:
         """Ask everything to finish the unit at hand and end."""

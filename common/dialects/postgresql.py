@@ -95,7 +95,14 @@ SELECT c.oid, c.relname,
         AND NOT EXISTS (SELECT 1 FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
           AND (y.typnotnull OR EXISTS (SELECT 1 FROM pg_cast k WHERE k.castsource = 'text'::regtype AND k.castmethod = 'f'
-            AND k.casttarget IN (y.oid, y.typbasetype) AND k.oid >= 16384)))
+            AND k.casttarget IN (y.oid, y.typbasetype) AND k.oid >= 16384))),
+       (SELECT array_agg(a.attname) FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+          AND (EXISTS (SELECT 1 FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f' AND a.attnum = ANY (f.conkey))
+            OR EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)
+             AND (a.attnum = ANY (i.indkey::int2[]) OR i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
+              OR EXISTS (SELECT 1 FROM pg_attribute g
+               WHERE g.attrelid = c.oid AND g.attgenerated <> '' AND g.attnum = ANY (i.indkey::int2[]))))))
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
@@ -159,6 +166,7 @@ class NotifyWaker:
         driver: Any = self._pool_connection.driver_connection
         self._connection = driver
         self._connection.autocommit = True
+        self._connection.add_notify_handler(_heard)  # without one psycopg keeps for ever what comes with an answer
         self._listening = False
         self._listen(on=True)
 
@@ -196,6 +204,10 @@ class NotifyWaker:
         while link.notifies() is not None:
             told = True
         return told
+
+
+def _heard(_notification: object) -> None:
+    """Whoever listens anew, or stops it, looks into the outbox anyway."""
 
 
 @contextmanager
@@ -342,8 +354,9 @@ class Postgresql(ToldByTriggers):
                 obstacle=obstacle or hindered.get(oid),
                 followed=oid in followed,
                 copyable=copyable,
+                guarded=frozenset(guarded or ()),
             )
-            for oid, name, key, parents, obstacle, copyable in rows
+            for oid, name, key, parents, obstacle, copyable, guarded in rows
         )
 
     def same_name(self, left: str, right: str) -> bool:
