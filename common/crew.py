@@ -71,6 +71,8 @@ class Crew:
         def work() -> None:
             while not self.stop.wait(1.0):
                 look()
+                if self._troubles is not None:
+                    self._troubles.over(name)
 
         self.start(name, work)
 

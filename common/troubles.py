@@ -16,7 +16,10 @@ from common.database import Database
 from common.linkstate import LinkState, StateName
 
 _STANDS: Final[tuple[StateName, ...]] = ("blocked", "down", "locked", "refused")
-_OVER_AFTER_S = 2.0  # what fails at once whenever it is tried again has been over for no moment
+_OVER_AFTER_S = 2.0  # of what does not say itself when it gets on: what fails at once whenever it is tried again
+_SAY_SO: Final = frozenset(
+    {"relay", "sender", "control", "applier", "lists", "troubles"}
+)  # they may wait long before they fail again
 _LONGEST = 2000
 
 
@@ -47,10 +50,10 @@ class Troubles:
             self._found[name] = Trouble(reason[:_LONGEST], before.since_ms if before else nodestate.now_ms())
 
     def tried(self, name: str) -> None:
-        """It is tried again: what does not fail within two seconds, or brings something forward before, is over."""
+        """It is tried again. Of those that do not say themselves that it is `over`, it is when they do not fail within two seconds."""
         with self._guard:
             before = self._found.get(name)
-            if before is not None:
+            if before is not None and name not in _SAY_SO:
                 self._found[name] = replace(before, tried=self._clock())
 
     def over(self, name: str) -> None:
@@ -73,7 +76,7 @@ class Troubles:
 
     def keep(self) -> None:
         """Write down what has changed; raises Unavailable."""
-        told = {name: replace(one, tried=None) for name, one in self.present().items()}
+        told = {name: replace(one, tried=None) for name, one in self.present().items() if name != "troubles"}
         if told == self._kept:
             return
         with self._database.connect() as connection:

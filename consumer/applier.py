@@ -121,6 +121,11 @@ class Applier:
         """Where this node stands."""
         return self._position
 
+    @property
+    def due(self) -> bool:
+        """Whether the primary has more than this node, as far as is known."""
+        return self._head[1] > self._position.sequence
+
     def standing(self) -> Standing:
         """This moment, for reports."""
         return Standing(
@@ -323,11 +328,12 @@ class Applier:
             if failed and only_whole:
                 connection.rollback()
                 return False
+            fresh = failed
             if self._quarantined:
-                quarantine.overtaken(connection, units, failed, self._lists.tables)
-            quarantine.add(connection, replayer, failed)
+                fresh = quarantine.overtaken(connection, units, failed, replayer.listed)
+            quarantine.add(connection, replayer, fresh)
             if self._quarantined or failed:
-                quarantine.hold(connection, (frame for unit in units for frame in unit.frames()), self._lists.tables)
+                quarantine.hold(connection, (frame for unit in units for frame in unit.frames()), replayer.listed)
             script = Script(connection)
             moved = self._move(script, units)
             script.commit()

@@ -4,12 +4,14 @@ A later change carries the values of its row: applying an older one after it wou
 that could not be applied yet is given up, or cut down to what no later one has set.
 
 A later one that could not be applied either waits too, and the older one with it: whoever waits may be a step of an exchange of
-unique values, or have the row that another one needs (TRAPS 27). Only where the next change of the row leaves it all values that a
-unique or a foreign key looks at, or deletes it, the one before it is no such step, and the quarantine does not grow by it.
+unique values, or have the row that another one needs (TRAPS 27). Only where the next change of the row fails as the one before it did
+and leaves it all values that a unique or a foreign key looks at, both wait as one, in the place of the older: so the quarantine does
+not grow by each change of a row that is refused again and again.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import orjson
 
@@ -19,32 +21,42 @@ from common.schema import ListedTable
 from consumer.plan import Step, same_key
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A change that could not be applied, why, and where it stands in the log: `places` in its unit, the first one its own, the others
+    of those after it that wait in its place."""
+
+    epoch: int
+    sequence: int
+    step: Step
+    reason: str
+    places: tuple[int, ...]
+
+
 @dataclass
 class Later:
     """What later changes did, by table and key: the columns they set; None when the row was deleted or given another key."""
 
     _rows: dict[tuple[str, str], frozenset[str] | None] = field(default_factory=dict)
     _emptied: set[str] = field(default_factory=set)
-    _next: dict[tuple[str, str], Step | None] = field(default_factory=dict)  # the first one of each row; None if it went
+    _next: dict[tuple[str, str], Failed | None] = field(default_factory=dict)  # the first one of each row; None if it went
 
-    def see(self, frame: Frame | Step, table: ListedTable | None, *, failed: Collection[int] = ()) -> None:
+    def see(
+        self, frame: Frame | Step, table: ListedTable | None, *, failed: Mapping[int, Failed] = MappingProxyType({})
+    ) -> None:
         """Take note of changes of one table. Those at the places `failed` of the frame did not go."""
         if frame.kind is Kind.TRUNCATE:
             self._emptied.add(frame.table)
         if table is None or frame.kind is Kind.TRUNCATE:
             return
         old = row_keys(frame, table, old=True) if frame.kind is Kind.REKEY else []
-        texts = frame.rows.split(SEPARATOR) if failed else []
         for place, key in enumerate(row_keys(frame, table)):
+            for one in (key, *old[place : place + 1]):
+                self._next.setdefault((frame.table, one), failed.get(place))
             if place in failed:
-                step = None if old else Step(frame.table, frame.kind, frame.columns, 1, texts[place], frame.key)
-                for one in (key, *old[place : place + 1]):
-                    self._next.setdefault((frame.table, one), step)
                 continue
             for one in old[place : place + 1]:
-                self._next.setdefault((frame.table, one), None)
                 self._rows[frame.table, one] = None
-            self._next.setdefault((frame.table, key), None)
             before = self._rows.get((frame.table, key), frozenset())
             gone = frame.kind is Kind.DELETE
             self._rows[frame.table, key] = None if before is None or gone else before | frozenset(frame.columns)
@@ -57,18 +69,13 @@ class Later:
         """The keys of its rows that were touched."""
         return {key for name, key in self._next if name == table}
 
-    def left_of(self, step: Step, table: ListedTable | None, *, newest: bool = False) -> Step | None:
-        """The single change without what is settled; None when nothing is left to do. `newest`: none that waits is between it and
-        these."""
-        left = self._settled(step, table)
-        if left is step and newest and table is not None and step.kind in (Kind.INSERT, Kind.UPDATE, Kind.DELETE):
-            following = [self._next.get((step.table, key)) for key in row_keys(step, table)[:1]]
-            if any(one is not None and _takes_its_place(one, step, table) for one in following):
-                return None
-        return left
+    def following(self, step: Step, table: ListedTable | None) -> Failed | None:
+        """The next change of a single change's row, where that failed."""
+        keys = [] if table is None or step.kind is Kind.TRUNCATE else row_keys(step, table)[:1]
+        return next((self._next.get((step.table, key)) for key in keys), None)
 
-    def _settled(self, step: Step, table: ListedTable | None) -> Step | None:
-        """By those that went."""
+    def left_of(self, step: Step, table: ListedTable | None) -> Step | None:
+        """The single change without what is settled; None when nothing is left to do."""
         if step.table in self._emptied:
             return None
         if table is None or step.kind is Kind.TRUNCATE:
@@ -104,12 +111,19 @@ class Later:
         return replace(step, columns=tuple(step.columns[i] for i in places), rows=rows)
 
 
-def _takes_its_place(following: Step, step: Step, table: ListedTable) -> bool:
-    """Whether the next change of its row, which waits too, makes a step needless."""
-    if Kind.DELETE in (following.kind, step.kind):
-        return following.kind is Kind.DELETE
+def joined(step: Step, reason: str, following: Step, why: str, table: ListedTable | None) -> Step | None:
+    """A single change that failed and the next one of its row, which failed too, as one in the place of the first; None where each has
+    to wait for itself."""
+    setting = (Kind.INSERT, Kind.UPDATE)
+    if table is None or reason != why or step.kind not in setting or following.kind not in setting:
+        return None
+    if (step.key, step.unchecked) != (following.key, following.unchecked):
+        return None
     now, then = (dict(zip(one.columns, orjson.loads(one.rows), strict=False)) for one in (step, following))
-    return then.keys() >= now.keys() and all(then[name] == now[name] for name in now.keys() & table.table.guarded)
+    looked_at = table.table.guarded & then.keys()
+    if not then.keys() >= now.keys() >= looked_at or any(then[name] != now[name] for name in looked_at):
+        return None
+    return replace(following, kind=step.kind)
 
 
 def row_keys(frame: Frame | Step, table: ListedTable, *, old: bool = False) -> list[str]:
@@ -134,21 +148,26 @@ class Waiting:
 
     listed: Mapping[str, ListedTable]
     steps: dict[int, tuple[Step, str]] = field(default_factory=dict)
-    merged: dict[int, list[int]] = field(default_factory=dict)  # places whose changes wait in another's
+    merged: dict[int, list[int]] = field(default_factory=dict)  # by place: those after it whose changes wait there too
     _by_key: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     _newest: dict[str, int] = field(default_factory=dict)
 
     def failed(self, place: int, step: Step, reason: str) -> None:
-        """This one failed, as the newest of all; the one of its row before it may be needless now."""
+        """This one failed, as the newest of all: it may wait in the place of the one of its row before it."""
         table = self.listed.get(step.table)
-        later = Later()
-        later.see(step, table, failed=(0,))
-        before = [
-            one for key in keys_in(step, self.listed) for one in self._by_key.get((step.table, key), ()) if one in self.steps
-        ]
-        if before and later.left_of(self.steps[last := max(before)][0], table, newest=True) is None:
-            del self.steps[last]
-            self.merged[place] = [last, *self.merged.pop(last, [])]
+        if step.kind is Kind.TRUNCATE:  # whatever waits of the table is of rows that are no more
+            for one in [one for one, (waiting, _) in self.steps.items() if waiting.table == step.table]:
+                del self.steps[one]
+                self.merged.setdefault(place, []).extend((one, *self.merged.pop(one, ())))
+        keys = keys_in(step, self.listed)
+        before = [one for key in keys for one in self._by_key.get((step.table, key), ()) if one in self.steps]
+        if before:
+            waiting, why = self.steps[last := max(before)]
+            both = joined(waiting, why, step, reason, table)
+            if both is not None:
+                self.steps[last] = (both, why)
+                self.merged.setdefault(last, []).append(place)
+                return
         self.add(place, step, reason)
 
     def add(self, place: int, step: Step, reason: str) -> None:

@@ -3,19 +3,24 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
 from common.changes import Frame, Kind
+from common.database import Database
+from common.errors import NotApplicable
 from common.nodestate import now_ms
 from common.schema import ListedTable
 from consumer.cascades import Lost, ancestors
-from consumer.overtaking import Later, keys_in, row_keys
+from consumer.overtaking import Failed, Later, joined, keys_in, row_keys
 from consumer.plan import Step, single
-from consumer.replay import Failed, Replayer, Unit
+from consumer.replay import Replayer, Unit
+
+Value = TypeVar("Value", int, str)
 
 RETRIED_AT_ONCE = 500
 _PARAMETERS = 500
@@ -117,10 +122,17 @@ def _of_rows(connection: Connection, table: str, keys: Collection[str] | None, *
     """Those of a table that may concern rows with these keys (None: any rows), and of which `also` holds: an entry is stored with one
     key, and some have two or none."""
     here = quarantine.c.table_name == table
-    if keys is None or len(keys) > _PARAMETERS:
+    if keys is None:
         return _found(connection, here, *also)
     loose = or_(quarantine.c.kind.in_([Kind.REKEY.value, Kind.TRUNCATE.value]), quarantine.c.key_json == "")
-    return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))), *also)
+    if len(keys) <= _PARAMETERS:
+        return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))), *also)
+    if connection.execute(select(func.count()).where(here)).scalar_one() <= len(keys):
+        return _found(connection, here, *also)
+    found = {entry.id: entry for entry in _found(connection, here, loose, *also)}
+    for some in _sliced(sorted(keys)):
+        found |= {entry.id: entry for entry in _found(connection, here, quarantine.c.key_json.in_(some), *also)}
+    return [found[place] for place in sorted(found)]
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:
@@ -157,16 +169,29 @@ def ends(connection: Connection, ids: Sequence[int]) -> list[int]:
     beyond_ = select(*columns).where(*_TRIED, quarantine.c.id > ids[-1]).order_by(quarantine.c.id).limit(1)
     following = {tuple(row[1:]) for row in connection.execute(beyond_)}
     found = []
+    wanted = set(ids)
     for number, (which, group) in enumerate(groupby(connection.execute(among), key=lambda row: tuple(row[1:]))):
         some = [row.id for row in group]
-        if which not in following and (len(some) > 1 or not number):  # the first one may have begun before
+        may_be_several = len(some) > 1 or not number  # the first one may have begun before
+        if which not in following and may_be_several and not wanted.isdisjoint(some):
             found.append(some[-1])
     return found
 
 
-def retry_together(connection: Connection, replayer: Replayer, last: int) -> int:
-    """Try all that waits of the change set that ends with this id again, in the caller's transaction, all or none; the number that
+def together(connection: Connection, database: Database, replayer: Replayer, last: int) -> int:
+    """Try all that waits of the change set that ends with this id again, in a transaction of its own, all or none; the number that
     went. Where there is more of it than fits memory it is read piece by piece."""
+    try:
+        with database.guard():
+            went = _together(connection, replayer, last)
+            connection.commit()
+    except NotApplicable:  # at the commit
+        connection.rollback()
+        return 0
+    return went
+
+
+def _together(connection: Connection, replayer: Replayer, last: int) -> int:
     ids = _change_set(connection, last)
     if len(ids) < 2 or not replayer.retry_together(connection, (entry.step for entry in _each(connection, ids))):
         return 0
@@ -180,23 +205,26 @@ def retry_together(connection: Connection, replayer: Replayer, last: int) -> int
 
 
 def _change_set(connection: Connection, last: int) -> list[int]:
-    """The ascending ids of what may be tried again of the change set to which this one belongs, up to it: they stand together."""
+    """The ascending ids of what waits of the change set to which this one belongs, up to it: they stand together. None where not all
+    of it may be tried again."""
     columns = (quarantine.c.id, quarantine.c.epoch, quarantine.c.sequence, quarantine.c.kind, quarantine.c.held)
     found: list[int] = []
     which: tuple[int, int] | None = None
-    below = last + 1
+    below, most = last + 1, 10
     while True:
-        page = select(*columns).where(quarantine.c.id < below).order_by(quarantine.c.id.desc()).limit(_PARAMETERS)
+        page = select(*columns).where(quarantine.c.id < below).order_by(quarantine.c.id.desc()).limit(most)
         rows = connection.execute(page).all()
         for row in rows:
             which = which or (row.epoch, row.sequence)
             if (row.epoch, row.sequence) != which:
                 return found[::-1]
-            if row.kind != Kind.TRUNCATE.value and not row.held:
-                found.append(row.id)
+            if row.kind == Kind.TRUNCATE.value or row.held:
+                return []
+            found.append(row.id)
             below = row.id
-        if len(rows) < _PARAMETERS:
+        if len(rows) < most:
             return found[::-1]
+        most = _PARAMETERS
 
 
 def _each(connection: Connection, ids: Sequence[int]) -> Iterator[Entry]:
@@ -218,18 +246,17 @@ def _stay(connection: Connection, tried: Iterable[tuple[Entry, str]]) -> None:
         connection.execute(update(quarantine).where(quarantine.c.id == bindparam("place")).values(**newest), rows)
 
 
-def retry_all(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> None:
+def retry_all(connection: Connection, database: Database, replayer: Replayer, ids: Sequence[int]) -> None:
     """Try these again, some at a time, each time committed, as long as any goes. Raises NotApplicable when a commit is refused."""
     left = sorted(ids)
     while left:
         done = 0
         for begin in range(0, len(left), RETRIED_AT_ONCE):
-            done += retry(connection, replayer, left[begin : begin + RETRIED_AT_ONCE])
-            connection.commit()
-        if not done:
-            for last in ends(connection, left):
-                done += retry_together(connection, replayer, last)
+            with database.guard():
+                done += retry(connection, replayer, left[begin : begin + RETRIED_AT_ONCE])
                 connection.commit()
+        if not done:
+            done = sum(together(connection, database, replayer, last) for last in ends(connection, left))
         left = [entry.id for entry in entries(connection, left)] if done else []
         connection.rollback()
 
@@ -263,19 +290,19 @@ def discard(connection: Connection, ids: Sequence[int]) -> int:
     return sum(connection.execute(delete(quarantine).where(quarantine.c.id.in_(some))).rowcount for some in _sliced(ids))
 
 
-def _sliced(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+def _sliced(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
     """Few enough at a time for the databases' bounds on parameters."""
-    for begin in range(0, len(ids), _PARAMETERS):
-        yield ids[begin : begin + _PARAMETERS]
+    for begin in range(0, len(values), _PARAMETERS):
+        yield values[begin : begin + _PARAMETERS]
 
 
 def overtaken(
-    connection: Connection, units: Iterable[Unit], failed: Iterable[Failed], listed: Mapping[str, ListedTable]
-) -> None:
-    """Cut quarantined changes down to what these later units leave of them (see consumer.overtaking); those of them that failed
-    themselves are added after this."""
+    connection: Connection, units: Iterable[Unit], failed: Sequence[Failed], listed: Mapping[str, ListedTable]
+) -> list[Failed]:
+    """Cut quarantined changes down to what these later units leave of them (see consumer.overtaking). Which of those that failed
+    themselves are to be added: the others wait in the place of older ones now."""
     tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
-    waits = {(one.epoch, one.sequence, place) for one in failed for place in one.places}
+    waits = {(one.epoch, one.sequence, place): one for one in failed for place in one.places}
     later = Later()
     met = set()
     for unit in units:
@@ -283,11 +310,12 @@ def overtaken(
         for frame in unit.frames():
             if frame.table in tables:
                 met.add(frame.table)
-                places = range(place, place + frame.count)
-                waiting = [one - place for one in places if (unit.epoch, unit.sequence, one) in waits] if waits else ()
-                later.see(frame, listed.get(frame.table), failed=frozenset(waiting))
+                keys = ((unit.epoch, unit.sequence, place + one) for one in range(frame.count)) if waits else ()
+                found = {key[2] - place: waits[key] for key in keys if key in waits}
+                later.see(frame, listed.get(frame.table), failed=found)
             place += frame.count
-    _settle(connection, later, met, listed)
+    elsewhere = {(one.epoch, one.sequence, one.places) for one in _settle(connection, later, met, listed)}
+    return [one for one in failed if (one.epoch, one.sequence, one.places) not in elsewhere]
 
 
 def _settle(
@@ -296,22 +324,29 @@ def _settle(
     tables: Iterable[str],
     listed: Mapping[str, ListedTable],
     *also: ColumnElement[bool],
-) -> None:
-    """Cut quarantined changes of which `also` holds down to what is left of them."""
+) -> list[Failed]:
+    """Cut quarantined changes of which `also` holds down to what is left of them; those that failed and wait in their place."""
     gone: list[int] = []
+    taken: list[Failed] = []
     for name in tables:
         table = listed.get(name)
-        seen: set[str] = set()
+        seen: set[str] = set()  # rows of which a newer one waits
         for entry in reversed(_of_rows(connection, name, None if later.emptied(name) else later.keys(name), *also)):
+            left = later.left_of(entry.step, table)
+            following = later.following(entry.step, table)
             keys = keys_in(entry.step, listed)
-            left = later.left_of(entry.step, table, newest=seen.isdisjoint(keys))
+            if following is not None and left is entry.step and seen.isdisjoint(keys):
+                both = joined(entry.step, entry.reason, following.step, following.reason, table)
+                if both is not None:
+                    left = both
+                    taken.append(following)
             seen |= keys
             if left is None:
                 gone.append(entry.id)
             elif left is not entry.step:
-                key = next(iter(row_keys(left, listed[name])), entry.key)
-                _store(connection, entry, left, key)
+                _store(connection, entry, left, next(iter(row_keys(left, listed[name])), entry.key))
     discard(connection, gone)
+    return taken
 
 
 def hold(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> None:

@@ -17,7 +17,7 @@ from common.errors import LeftBehind, NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan
 from consumer.cascades import ancestors
-from consumer.overtaking import Waiting, keys_in, row_keys
+from consumer.overtaking import Failed, Waiting, keys_in, row_keys
 from consumer.plan import Step
 
 _LEFT_BEHIND = "rows of table {child} that stay on the primary would be changed here by their foreign key to {table}"
@@ -44,18 +44,6 @@ class References(Enum):
     WATCHED = 1
     LOOKED_AT = 2
     OFF = 3
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A change that could not be applied, why, and where it stands in the log: `places` in its unit, the last one its own, the others
-    of those before it that wait in this one (see consumer.overtaking)."""
-
-    epoch: int
-    sequence: int
-    step: Step
-    reason: str
-    places: tuple[int, ...]
 
 
 class Replayer:
@@ -256,7 +244,7 @@ class Replayer:
                 else:
                     waiting.steps[place] = (step, reason)
         return [
-            Failed(unit.epoch, unit.sequence, step, reason, (*waiting.merged.get(place, ()), place))
+            Failed(unit.epoch, unit.sequence, step, reason, (place, *waiting.merged.get(place, ())))
             for place, (step, reason) in sorted(waiting.steps.items())
         ]
 

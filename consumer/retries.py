@@ -73,29 +73,16 @@ class Retries:
         done = self._each(connection, ids)
         if done is None and len(ids) > 1:
             done = sum(self._each(connection, [one]) or 0 for one in ids)
+        with self._database.guard():
+            ends = quarantine.ends(connection, ids)
+            connection.rollback()
+        done = (done or 0) + sum(quarantine.together(connection, self._database, self._replayer(), last) for last in ends)
         fits = int(len(ids) * _SLICE_S / max(time.monotonic() - began, 0.001))
         self._slice = min(max(1, fits), 2 * self._slice, quarantine.RETRIED_AT_ONCE)
-        done = (done or 0) + self._change_sets(connection, ids)
         if done:
             self._log.info("quarantine_retried", applied=done)
             self._began = 0.0  # others may have waited for it
         return bool(done)
-
-    def _change_sets(self, connection: Connection, ids: Sequence[int]) -> int:
-        """Try what is left of the change sets that end with one of these, each as a whole; the number that went. It may take longer
-        than a slice, for it cannot be cut."""
-        done = 0
-        with self._database.guard():
-            last_ones = quarantine.ends(connection, ids)
-            connection.rollback()
-        for last in last_ones:
-            try:
-                with self._database.guard():
-                    done += quarantine.retry_together(connection, self._replayer(), last)
-                    connection.commit()
-            except NotApplicable:  # at the commit
-                connection.rollback()
-        return done
 
     def _each(self, connection: Connection, ids: Sequence[int]) -> int | None:
         """The number that went; None, with nothing done, where the commit was refused."""

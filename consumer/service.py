@@ -79,6 +79,7 @@ class SecondaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
+        self._troubles.keep()  # those of an earlier process are over
         self._runtime.stop.working()
         sequence = self._runtime.state.position.sequence
         self._log.info("secondary_started", sequence=sequence, tables=len(self._lists.tables))
@@ -132,7 +133,7 @@ class SecondaryService:
         if deliveries:
             self._consume.done(deliveries[-1])
         moved = self._applier.position != before
-        if moved:
+        if moved or not self._applier.due:  # where it had nothing to do, it did not fail either
             self._troubles.over("applier")
         if moved or deliveries:
             self._reporter.changed()

@@ -92,6 +92,7 @@ class PrimaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
+        self._troubles.keep()  # those of an earlier process are over
         self._runtime.stop.working()
         self._log.info(
             "primary_started",
@@ -144,6 +145,7 @@ class PrimaryService:
             while not stop.is_set():
                 begun = time.monotonic()
                 drained = self._relay.drain()
+                self._troubles.over("relay")
                 if drained is not None:
                     self._drained(drained)
                     untidy += drained.rows
@@ -163,13 +165,13 @@ class PrimaryService:
             waker.close()
 
     def _drained(self, drained: Drained) -> None:
-        self._troubles.over("relay")
         self._sender.offer(drained.batches, drained.position.sequence)
         self._log.debug("drained", changes=drained.changes, sequence=drained.position.sequence)
 
     def _sender_loop(self) -> None:
         while not self._runtime.stop.is_set():
             self._sender.pump()
+            self._troubles.over("sender")
             self._sender.wait(_IDLE_S)
 
     def _control_loop(self) -> None:
@@ -191,6 +193,7 @@ class PrimaryService:
                     self._control.take(connection, deliveries)
                     self._consume.done(deliveries[-1])
                 serving = self._control.serve(reading)
+                self._troubles.over("control")
                 if time.monotonic() >= next_save and saved != self._sender.confirmed:
                     next_save = time.monotonic() + self._settings.intervals.heartbeat_s
                     saved = self._sender.confirmed

@@ -98,7 +98,9 @@ SELECT c.oid, c.relname,
             AND k.casttarget IN (y.oid, y.typbasetype) AND k.oid >= 16384))),
        (SELECT array_agg(a.attname) FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-          AND (EXISTS (SELECT 1 FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f' AND a.attnum = ANY (f.conkey))
+          AND (EXISTS (SELECT 1 FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f' AND (a.attnum = ANY (f.conkey)
+              OR EXISTS (SELECT 1 FROM pg_attribute g
+               WHERE g.attrelid = c.oid AND g.attgenerated <> '' AND g.attnum = ANY (f.conkey))))
             OR EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)
              AND (a.attnum = ANY (i.indkey::int2[]) OR i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
               OR EXISTS (SELECT 1 FROM pg_attribute g

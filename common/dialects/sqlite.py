@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import groupby
@@ -463,10 +463,7 @@ def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger],
         for _, column, kind, notnull, default, _, hidden in rows
     ]
     uniques = [_unique(connection, row[1], partial=bool(row[4])) for row in indexes if row[2] and row[3] != "pk"]
-    plain = {column.name for column in columns if not column.generated}
-    guarded = [
-        plain if one is None or one.partial or not plain.issuperset(one.columns) else one.columns for one in (key, *uniques)
-    ]
+    guarded = [_guarded(columns, None if one is None or one.partial else one.columns) for one in (key, *uniques)]
     return Table(
         name,
         tuple(columns),
@@ -477,6 +474,15 @@ def _describe(connection: Connection, name: str, others: Sequence[OtherTrigger],
         guarded=frozenset().union(*guarded),
         overtaken=overtaken,
     )
+
+
+def _guarded(columns: Iterable[Column], names: Iterable[str] | None) -> frozenset[str]:
+    """See Table.guarded, of one key; None: what it looks at is not told."""
+    plain = {column.name.lower(): column.name for column in columns if not column.generated}
+    wanted = None if names is None else {name.lower() for name in names}
+    if wanted is None or not wanted <= plain.keys():
+        return frozenset(plain.values())
+    return frozenset(plain[name] for name in wanted)
 
 
 def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
@@ -504,7 +510,7 @@ def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
             table,
             parents=frozenset(parents.get(table.name, ())),
             cascades=tuple(cascades.get(table.name, ())),
-            guarded=table.guarded | referring.get(table.name, set()),
+            guarded=table.guarded | _guarded(table.columns, referring.get(table.name, set())),
         )
         for table in tables
     ]

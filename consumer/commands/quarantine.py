@@ -117,8 +117,7 @@ def _retry(database: Database, settings: Settings, ids: list[int]) -> None:
             connection.rollback()
             replayer = Replayer(database.dialect, listed, settings.replay.statement_bytes)
             try:
-                with database.guard():
-                    quarantine.retry_all(connection, replayer, ids)
+                quarantine.retry_all(connection, database, replayer, ids)
             except NotApplicable as exc:
                 raise Refused(f"the database refused to commit what could be applied again: {exc}") from exc
             return

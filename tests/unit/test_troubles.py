@@ -27,21 +27,32 @@ def make(directory: Path) -> tuple[Troubles, Clock]:
 
 def test_what_fails_at_once_whenever_it_is_tried_is_told_all_the_time(tmp_path: Path) -> None:
     troubles, clock = make(tmp_path)
-    for _ in range(5):
-        troubles.failed("relay", "denied")
-        clock.now += 10
-        assert troubles.of("relay") == "denied", "it rests"
-        troubles.tried("relay")
-        clock.now += 1
-        assert troubles.of("relay") == "denied", "it may fail again any moment"
+    for name in ("relay", "reporter"):
+        for _ in range(5):
+            troubles.failed(name, "denied")
+            clock.now += 10
+            assert troubles.of(name) == "denied", "it rests"
+            troubles.tried(name)
+            clock.now += 1
+            assert troubles.of(name) == "denied", "it may fail again any moment"
+
+
+def test_who_says_himself_when_he_gets_on_may_take_long_to_fail_again(tmp_path: Path) -> None:
+    troubles, clock = make(tmp_path)
+    troubles.failed("applier", "somebody holds a lock")
+    troubles.tried("applier")
+    clock.now += 30
+    assert troubles.of("applier") == "somebody holds a lock"
+    troubles.over("applier")
+    assert troubles.of("applier") is None
 
 
 def test_what_does_not_fail_again_is_over(tmp_path: Path) -> None:
     troubles, clock = make(tmp_path)
-    troubles.failed("relay", "denied")
-    troubles.tried("relay")
+    troubles.failed("reporter", "denied")
+    troubles.tried("reporter")
     clock.now += 2.5
-    assert troubles.of("relay") is None
+    assert troubles.of("reporter") is None
     troubles.failed("relay", "denied")
     troubles.over("relay")
     assert troubles.of("relay") is None, "it brought something forward"
