@@ -203,7 +203,8 @@ def test_a_row_that_is_refused_again_and_again_waits_in_its_first_place(
     query = "SELECT id, first_ms FROM stsync_quarantine"
     before = secondary.rows(query)
     assert len(before) == 1
-    changes = [f"UPDATE note SET body = '{number}', extra = 'e{number}' WHERE id = 1" for number in range(CHANGES)]
+    many = CHANGES if together or database_kind == "sqlite" else CHANGES // 4  # a server takes longer for each change set
+    changes = [f"UPDATE note SET body = '{number}', extra = 'e{number}' WHERE id = 1" for number in range(many)]
     if together:
         pipeline.primary.execute(*changes)
         pipeline.move()
@@ -211,9 +212,9 @@ def test_a_row_that_is_refused_again_and_again_waits_in_its_first_place(
         one_by_one(pipeline, *changes)
     assert secondary.rows(query) == before
     ((_, _, row, _, _),) = waiting(pipeline)
-    assert f'"{CHANGES - 1}"' in row
-    assert f'"e{CHANGES - 1}"' in row
+    assert f'"{many - 1}"' in row
+    assert f'"e{many - 1}"' in row
     add_column(secondary, "note")
     secondary.execute("UPDATE stsync_quarantine SET requested = 1")
     wait_healed(pipeline)
-    assert secondary.rows("SELECT body, extra FROM note") == [(str(CHANGES - 1), f"e{CHANGES - 1}")]
+    assert secondary.rows("SELECT body, extra FROM note") == [(str(many - 1), f"e{many - 1}")]
