@@ -16,10 +16,9 @@ from common.database import Database
 from common.linkstate import LinkState, StateName
 
 _STANDS: Final[tuple[StateName, ...]] = ("blocked", "down", "locked", "refused")
-_OVER_AFTER_S = 2.0  # of what does not say itself when it gets on: what fails at once whenever it is tried again
-_SAY_SO: Final = frozenset(
-    {"relay", "sender", "control", "applier", "lists", "troubles"}
-)  # they may wait long before they fail again
+_OVER_AFTER_S = 2.0  # the others: what fails at once whenever it is tried again was over for no moment
+# These say themselves when they get on, for they may wait long, for somebody's lock, before they fail again.
+_SAY_SO: Final = frozenset({"relay", "sender", "control", "applier", "lists", "troubles"})
 _LONGEST = 2000
 
 

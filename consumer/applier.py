@@ -101,10 +101,9 @@ class Applier:
         self._head = max(self._head, state.head)
         if state.heard_number > self._beats.highest:
             self._beats = Numbers(state.heard_number)
-        needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
-        self._needs = (
-            None if needs and needs.endswith(_TOO_SMALL) else needs
-        )  # it may have been raised; else it is found out again
+        self._needs = state.reason if state.state is State.NEEDS_FULL_SYNC else None
+        if self._needs is not None and self._needs.endswith(_TOO_SMALL):
+            self._needs = None  # it may have been raised; if not, that is found out again
         self._saved_stuck = state.reason if state.state is State.REFUSED else None
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms

@@ -79,7 +79,6 @@ class SecondaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
-        self._troubles.keep()  # those of an earlier process are over
         self._runtime.stop.working()
         sequence = self._runtime.state.position.sequence
         self._log.info("secondary_started", sequence=sequence, tables=len(self._lists.tables))
@@ -115,7 +114,7 @@ class SecondaryService:
             with self._runtime.database.connect() as connection:
                 nodestate.read_installed(
                     connection, self._runtime.settings
-                )  # before anything is written: it may be another's
+                )  # it may be another node's: nothing is written yet
                 (first,) = nodestate.reserve_numbers(connection)
                 connection.commit()  # before the session is one of replay, whose commits a crash of the server may take
                 self._applier.load(connection)
@@ -133,7 +132,7 @@ class SecondaryService:
         if deliveries:
             self._consume.done(deliveries[-1])
         moved = self._applier.position != before
-        if moved or not self._applier.due:  # where it had nothing to do, it did not fail either
+        if moved or deliveries or not self._applier.due:  # else what failed may come again any moment
             self._troubles.over("applier")
         if moved or deliveries:
             self._reporter.changed()

@@ -92,7 +92,6 @@ class PrimaryService:
     def run(self) -> None:
         """See the module's `run`."""
         self._lists.load()
-        self._troubles.keep()  # those of an earlier process are over
         self._runtime.stop.working()
         self._log.info(
             "primary_started",
