@@ -96,9 +96,8 @@ def _primary(
     found: dict[str, Trouble],
 ) -> Status:
     waits = waiting(connection)
-    trouble = (
-        _first(found, "relay", "sender", "broker_publish") if waits or state.published < state.position.sequence else None
-    )
+    unsent = waits or state.published < state.position.sequence
+    trouble = troubles.first(found, "relay", "sender", "broker_publish") if unsent else None
     heard = {row.name: row for row in connection.execute(select(reports))}
     nodes = tuple(
         _reported(name, heard.get(name), state, settings, running, trouble)
@@ -172,7 +171,7 @@ def _secondary(
             f"{edits} changes of listed tables were made on this secondary itself: it differs from the primary there (drift)"
         )
     behind = max(0, state.head[1] - state.position.sequence)
-    trouble = _first(found, "applier", "broker_consume")
+    trouble = troubles.first(found, "applier", "broker_consume")
     now, reason = _own_state(state, settings, running, behind, quarantined, trouble)
     own = NodeStatus(
         name=state.name,
@@ -223,10 +222,6 @@ def _own_state(
     if quarantined:
         return State.IN_SYNC, nodestate.could_not_be_applied(quarantined)
     return State.IN_SYNC, None
-
-
-def _first(found: dict[str, Trouble], *names: str) -> str | None:
-    return next((found[name].reason for name in names if name in found), None)
 
 
 def _silence(heard_ms: int, settings: Settings) -> str | None:

@@ -70,8 +70,7 @@ class Troubles:
 
     def of(self, *names: str) -> str | None:
         """What the first of these that is in trouble has; None where all goes well."""
-        present = self.present()
-        return next((present[name].reason for name in names if name in present), None)
+        return first(self.present(), *names)
 
     def keep(self) -> None:
         """Write down what has changed; raises Unavailable."""
@@ -99,6 +98,11 @@ def read(connection: Connection) -> dict[str, Trouble]:
     """What the service last wrote down, by name; it says nothing of one that does not run."""
     rows = connection.execute(select(troubles.c.name, troubles.c.reason, troubles.c.since_ms).order_by(troubles.c.name))
     return {name: Trouble(reason, since_ms) for name, reason, since_ms in rows}
+
+
+def first(found: dict[str, Trouble], *names: str) -> str | None:
+    """What the first of these that is in trouble has; None where all goes well."""
+    return next((found[name].reason for name in names if name in found), None)
 
 
 def sentences(found: dict[str, Trouble]) -> list[str]:

@@ -71,8 +71,8 @@ class Later:
 
     def following(self, step: Step, table: ListedTable | None) -> Failed | None:
         """The next change of a single change's row, where that failed."""
-        keys = [] if table is None or step.kind is Kind.TRUNCATE else row_keys(step, table)[:1]
-        return next((self._next.get((step.table, key)) for key in keys), None)
+        keys = [] if table is None or step.kind is Kind.TRUNCATE else row_keys(step, table)
+        return self._next.get((step.table, keys[0])) if keys else None
 
     def left_of(self, step: Step, table: ListedTable | None) -> Step | None:
         """The single change without what is settled; None when nothing is left to do."""

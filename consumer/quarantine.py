@@ -205,8 +205,8 @@ def _together(connection: Connection, replayer: Replayer, last: int) -> int:
 
 
 def _change_set(connection: Connection, last: int) -> list[int]:
-    """The ascending ids of what waits of the change set to which this one belongs, up to it: they stand together. None where not all
-    of it may be tried again."""
+    """The ascending ids of what waits of the change set to which this one belongs, up to it: they stand together. Empty where not
+    all of it may be tried again."""
     columns = (quarantine.c.id, quarantine.c.epoch, quarantine.c.sequence, quarantine.c.kind, quarantine.c.held)
     found: list[int] = []
     which: tuple[int, int] | None = None
