@@ -272,7 +272,7 @@ class Postgresql(ToldByTriggers):
         def pin(connection: Any, record: Any) -> None:
             before = connection.autocommit
             connection.autocommit = True
-            connection.execute(_PINNED)
+            connection.execute(f"SET default_transaction_isolation = '{isolation.lower()}'; {_PINNED}")
             connection.autocommit = before
             record.info[QUICK_CURSOR] = QuickCursors(connection, isolation)
 

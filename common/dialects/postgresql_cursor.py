@@ -31,7 +31,7 @@ class QuickCursors:
 
     def __init__(self, driver: "psycopg.Connection[Any]", isolation: str) -> None:
         self.driver = driver
-        self._begin = f"BEGIN ISOLATION LEVEL {isolation}".encode()
+        self._begin = f"BEGIN ISOLATION LEVEL {isolation}"
         self._known: OrderedDict[str, tuple[bytes, bytes | None]] = OrderedDict()
         self._made = 0
         self._poll = select.poll()
@@ -47,17 +47,21 @@ class QuickCursors:
 
     def run_all(self, statements: Iterable[tuple[str, Sequence[Value]]], *, commit: bool) -> Any:
         """The result of the last of these statements, all sent together (libpq's pipeline mode); in a transaction that begins if there
-        is none, and is committed with them if they all went, or else is open and failed. Raises psycopg.Error."""
+        is none, and is committed with them if they all went. Else it is failed, and open if it was before or `commit` is False. Raises
+        psycopg.Error.
+
+        What one pipeline begins and commits needs no words for either: without them, all up to its end is one transaction, of the
+        session's isolation.
+        """
         link = self.driver.pgconn
-        calls: list[Callable[[], None]] = []
-        if link.transaction_status == TransactionStatus.IDLE:
-            calls.append(partial(link.send_query_params, self._begin, ()))
+        begun = link.transaction_status != TransactionStatus.IDLE
         sent = list(statements)
         few = len(sent) <= _PREPARED // 2  # so that none of them has another's plan thrown away
+        calls = [] if begun or commit else [self._call(self._begin, (), prepare=True)]
         calls += [self._call(statement, values, prepare=few) for statement, values in sent]
         wanted = len(calls) - 1
-        if commit:
-            calls.append(partial(link.send_query_params, b"COMMIT", ()))
+        if commit and begun:
+            calls.append(self._call("COMMIT", (), prepare=True))
         link.enter_pipeline_mode()
         try:
             for call in calls:
@@ -96,7 +100,10 @@ class QuickCursors:
     def _answers(self, statements: int) -> list[Any]:
         """What comes of everything that was sent."""
         results = [self._next() for _ in range(statements)]
-        self._next()  # the end of the pipeline
+        end = self._next()
+        if end.status != ExecStatus.PIPELINE_SYNC:  # the commit itself failed
+            results.append(end)
+            self._next()
         return results
 
     def _next(self) -> Any:

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from common.database import Database
-from common.dialects.base import raw_cursor
-from common.dialects.postgresql_cursor import QuickCursor
+from common.dialects.base import QUICK_CURSOR, raw_cursor
+from common.dialects.postgresql_cursor import QuickCursor, QuickCursors
 from common.errors import Unavailable
 from common.settings import DatabaseSettings
 from tests.conftest import NewDatabase
@@ -84,3 +84,53 @@ def test_a_lost_connection_is_told_as_such(new_database: NewDatabase) -> None:
     database = Database(DatabaseSettings(url=new_database("postgresql")))  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match="terminat"), database.connect() as connection:
         raw_cursor(connection).execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["alone", "in a transaction"])
+@pytest.mark.parametrize("late", [False, True], ids=["by a statement", "by the commit"])
+def test_what_is_committed_in_one_pipeline_goes_together_or_not_at_all(
+    connection: Connection, *, begun: bool, late: bool
+) -> None:
+    """TRAPS 7, 27: also where only the end of the transaction finds out."""
+    connection.exec_driver_sql('ALTER TABLE q ADD UNIQUE ("100%%") DEFERRABLE INITIALLY DEFERRED')
+    connection.commit()
+    cursors: QuickCursors = connection.info[QUICK_CURSOR]
+    for attempt in range(3):  # plainly, and prepared
+        rows = [(attempt * 10, f"{attempt}", None, None), (attempt * 10 + 1, f"other {attempt}", None, None)]
+        if begun:
+            raw_cursor(connection).execute("SELECT 1")
+        cursors.run_all([(INSERT, row) for row in rows], commit=True)
+        connection.commit()
+        bad = (99, f"{attempt}", None, None) if late else (attempt * 10, "again", None, None)
+        if begun:
+            raw_cursor(connection).execute("SELECT 1")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            cursors.run_all([(INSERT, (attempt * 10 + 2, "lost", None, None)), (INSERT, bad)], commit=True)
+        connection.rollback()
+    found = connection.exec_driver_sql('SELECT id, "100%%" FROM q ORDER BY id').fetchall()
+    assert [tuple(row) for row in found] == [
+        (0, "0"),
+        (1, "other 0"),
+        (10, "1"),
+        (11, "other 1"),
+        (20, "2"),
+        (21, "other 2"),
+    ]
+
+
+def test_transactions_without_words_have_the_isolation_of_the_others(new_database: NewDatabase) -> None:
+    """Whatever the server's, the database's or the user's default is."""
+    url = new_database("postgresql")
+    database = Database(DatabaseSettings(url=url))  # type: ignore[arg-type]
+    with database.connect() as connection:
+        name = connection.engine.url.database
+        connection.exec_driver_sql(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'")
+        connection.commit()
+    anew = Database(DatabaseSettings(url=url))  # type: ignore[arg-type]
+    for read_only, expected in ((False, "read committed"), (True, "repeatable read")):
+        with anew.connect(read_only=read_only) as connection:
+            cursors: QuickCursors = connection.info[QUICK_CURSOR]
+            shown = "SELECT current_setting('transaction_isolation')"
+            assert cursors.run_all([(shown, ())], commit=True).get_value(0, 0).decode() == expected
+            assert cursors.run_all([(shown, ())], commit=False).get_value(0, 0).decode() == expected
+            connection.rollback()
