@@ -1,7 +1,7 @@
 """A node's own database: connections, and the one border where drivers' exceptions become ours."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -51,17 +51,19 @@ class Database:
         with self.guard(connecting=True):
             return (self.reading if read_only else self.engine).connect()
 
-    @contextmanager
-    def guard(self, *, connecting: bool = False) -> Iterator[None]:
+    def guard(self, *, connecting: bool = False) -> AbstractContextManager[None]:
         """Translate the drivers' and SQLAlchemy's exceptions inside; `connecting`: they tell why no connection came to be."""
-        try:
-            yield
-        except DBAPIError as exc:
-            raise self._translate(exc.orig or exc, connecting=connecting) from exc
-        except SQLAlchemyError as exc:  # also where the pool has no connection left
-            raise Unavailable(f"database {self.address}: {exc}") from exc
-        except self.dialect.errors as exc:
-            raise self._translate(exc, connecting=False) from exc
+        return _Guard(self, connecting)
+
+    def translated(self, exc: BaseException, *, connecting: bool) -> StsyncError | None:
+        """What an exception of theirs means; None of any other."""
+        if isinstance(exc, DBAPIError):
+            return self._translate(exc.orig or exc, connecting=connecting)
+        if isinstance(exc, SQLAlchemyError):  # also where the pool has no connection left
+            return Unavailable(f"database {self.address}: {exc}")
+        if isinstance(exc, self.dialect.errors):
+            return self._translate(exc, connecting=False)
+        return None
 
     def _translate(self, exc: BaseException, *, connecting: bool) -> StsyncError:
         message = str(exc.args[-1] if exc.args else exc).strip().replace("\n", " ")
@@ -72,6 +74,23 @@ class Database:
         if connecting:
             return Unavailable(f"database {self.address}: cannot be reached: {message}")
         return self.dialect.translate(exc)
+
+
+class _Guard:
+    """Made for every change, and so a class of its own: a generator costs several times as much."""
+
+    __slots__ = ("_connecting", "_database")
+
+    def __init__(self, database: Database, connecting: bool) -> None:
+        self._database = database
+        self._connecting = connecting
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None and (told := self._database.translated(error, connecting=self._connecting)) is not None:
+            raise told from error
 
 
 def _address(url: URL) -> str:

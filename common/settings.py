@@ -104,7 +104,7 @@ class RelaySettings(_Section):
     """How the outbox is drained: polling bounds where the database cannot wake, the least time from one drain to the next (what is
     written meanwhile travels together) and up to which it grows under a flood of changes, and the size of a batch's body."""
 
-    poll_min_ms: Positive = 0.5
+    poll_min_ms: Positive = 0.2
     poll_max_ms: Positive = 100.0
     gather_ms: Annotated[float, Field(ge=0)] = 5.0
     gather_max_ms: Annotated[float, Field(ge=0)] = 40.0

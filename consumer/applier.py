@@ -91,6 +91,7 @@ class Applier:
         self._again: list[int] = []
         self._freshness = Freshness(settings.trust.clock_tolerance_s)
         self._offset_ms = 0.0
+        self._opened: tuple[Verified, bytes] | None = None
 
     def load(self, connection: Connection) -> None:
         """Begin from what the database says, on a connection that from now on replays."""
@@ -195,7 +196,7 @@ class Applier:
         if self._needs is not None:
             self._see_head(message.header.epoch, message.header.sequence)
             return
-        self._reader.open(message)
+        self._opened = (message, self._reader.open(message))
         verdict = self._assembly.offer(message)
         if verdict is Verdict.APPLY:
             self._progress, self._unanswered = time.monotonic(), None
@@ -368,11 +369,16 @@ class Applier:
         limit = self._settings.replay.max_change_bytes
 
         def frames() -> Iterator[Frame]:
-            return decode_frames((self._reader.open(part) for part in parts), max_frame_bytes=limit)
+            return decode_frames(map(self._open, parts), max_frame_bytes=limit)
 
         header = parts[0].header
         size = sum(part.size for part in parts) * _UNFOLDS
         return Unit(header.epoch, header.sequence, size, frames)
+
+    def _open(self, part: Verified) -> bytes:
+        """Its body; that of the last which came is still there, for one by one that is all there is."""
+        opened = self._opened
+        return opened[1] if opened is not None and opened[0] is part else self._reader.open(part)
 
     def _replayer_now(self) -> Replayer:
         generation = self._lists.generation

@@ -9,16 +9,20 @@ APT_SECONDS=${APT_SECONDS:-900}
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# python3.11 or newer, whatever it is called; it must be able to make virtual environments.
+# python3.11 or newer, whatever it is called, and rather one that can make virtual environments. The system's own comes first: the
+# system keeps it secure, and it is built with optimizations, which one that was compiled by hand often is not.
 find_python() {
-    local name
-    for name in python3.11 python3.12 python3.13 python3.14 python3; do
-        command -v "$name" >/dev/null || continue
+    local name other=
+    for name in {/usr/bin/,}python3{.11,.12,.13,.14,}; do
+        name=$(command -v "$name") || continue
         "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
-        command -v "$name"
-        return
+        if can_make_venv "$name"; then
+            echo "$name"
+            return
+        fi
+        other=${other:-$name}
     done
-    return 1
+    [ -n "$other" ] && echo "$other"
 }
 
 can_make_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }

@@ -34,8 +34,10 @@ class QuickCursors:
         self._begin = f"BEGIN ISOLATION LEVEL {isolation}"
         self._known: OrderedDict[str, tuple[bytes, bytes | None]] = OrderedDict()
         self._made = 0
+        self._polled = select.POLLIN
         self._poll = select.poll()
-        self._poll.register(driver.pgconn.socket)
+        self._poll.register(driver.pgconn.socket, self._polled)
+        self._adapter = Transformer(driver)
 
     def __call__(self) -> "QuickCursor":
         """A new cursor."""
@@ -75,11 +77,19 @@ class QuickCursors:
             self._checked(result)
         return results[wanted]
 
+    def rows_of(self, result: Any) -> list[tuple[Any, ...]]:
+        """The rows of a result."""
+        self._adapter.set_pgresult(result)
+        try:
+            return list(self._adapter.load_rows(0, result.ntuples, tuple))
+        finally:
+            self._adapter.set_pgresult(None)  # it may be large
+
     def _call(self, statement: str, values: Sequence[Value], *, prepare: bool) -> Callable[[], None]:
         """What sends a statement; it is prepared here if that pays."""
         link = self.driver.pgconn
         known = self._known.get(statement)
-        parameters: list[Any] = [_text(value) for value in values]
+        parameters: list[Any] = [value if value is None or isinstance(value, bytes) else _text(value) for value in values]
         formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
         if known is None:
             text = _numbered(statement)
@@ -118,8 +128,12 @@ class QuickCursors:
     def _received(self) -> Any:
         link = self.driver.pgconn
         while (unsent := link.flush()) or link.is_busy():
-            self._poll.modify(link.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
-            if any(event & ~select.POLLOUT for _, event in self._poll.poll()):
+            wanted = select.POLLIN | (select.POLLOUT if unsent else 0)
+            if wanted != self._polled:
+                self._poll.modify(link.socket, wanted)
+                self._polled = wanted
+            ((_, event),) = self._poll.poll()
+            if event != select.POLLOUT:
                 link.consume_input()
         return link.get_result()
 
@@ -164,9 +178,7 @@ class QuickCursor:
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """The rows of the last statement."""
-        adapter = Transformer(self._source.driver)
-        adapter.set_pgresult(self._result)
-        return list(adapter.load_rows(0, self._result.ntuples, tuple))
+        return self._source.rows_of(self._result)
 
     def close(self) -> None:
         """Forget the rows."""
@@ -209,9 +221,7 @@ def _numbered(statement: str) -> bytes:
     return _MARK.sub(mark, statement).encode()
 
 
-def _text(value: Value) -> bytes | None:
-    if value is None or isinstance(value, bytes):
-        return value
+def _text(value: str | float) -> bytes:
     text = (value if isinstance(value, str) else repr(value)).encode()
     if b"\0" in text:
         raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")

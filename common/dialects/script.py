@@ -1,6 +1,7 @@
 """The statements that end a hot transaction, run with its commit: in as few round trips as the database allows."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy.engine import Connection
@@ -21,7 +22,11 @@ class Script:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.mark = parameter(connection)
-        self.direct = raw_cursor(connection)
+
+    @cached_property
+    def direct(self) -> Any:
+        """See the class."""
+        return raw_cursor(self.connection)
 
     @property
     def rowcount(self) -> int:
@@ -41,7 +46,8 @@ class Script:
 
     def commit(self) -> None:
         """End the transaction. Raises the driver's errors and NotApplicable, and then the caller rolls back."""
-        self.direct.close()
+        if "direct" in self.__dict__:
+            self.direct.close()
         self.connection.commit()
 
 
