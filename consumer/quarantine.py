@@ -270,19 +270,21 @@ def beyond(connection: Connection, last: int, most: int) -> list[int]:
 def request_retry(connection: Connection, ids: Sequence[int]) -> None:
     """Ask the running service to retry these."""
     for some in _sliced(ids):
-        connection.execute(update(quarantine).where(quarantine.c.id.in_(some)).values(requested=1))
+        connection.execute(update(quarantine).where(quarantine.c.id.in_(some)).values(requested=quarantine.c.requested + 1))
 
 
-def requested(connection: Connection) -> list[int]:
-    """What the service was asked to retry."""
-    wanted = select(quarantine.c.id).where(quarantine.c.requested == 1).order_by(quarantine.c.id)
-    return list(connection.execute(wanted).scalars())
+def requested(connection: Connection) -> dict[int, int]:
+    """What the service was asked to retry, in the order of the log, and how often each."""
+    wanted = select(quarantine.c.id, quarantine.c.requested).where(quarantine.c.requested > 0).order_by(quarantine.c.id)
+    return {int(id_): int(times) for id_, times in connection.execute(wanted)}
 
 
-def answered(connection: Connection, ids: Sequence[int]) -> None:
-    """They were tried as they were asked to be."""
-    for some in _sliced(ids):
-        connection.execute(update(quarantine).where(quarantine.c.id.in_(some)).values(requested=0))
+def answered(connection: Connection, asked: Mapping[int, int]) -> None:
+    """They were tried as they had been asked to be; who asked meanwhile is answered by another try."""
+    open_ = quarantine.c.requested - bindparam("times")
+    statement = update(quarantine).where(quarantine.c.id == bindparam("place"), open_ >= 0).values(requested=open_)
+    if asked:
+        connection.execute(statement, [{"place": id_, "times": times} for id_, times in asked.items()])
 
 
 def discard(connection: Connection, ids: Sequence[int]) -> int:

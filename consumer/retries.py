@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import structlog
 from sqlalchemy.engine import Connection
@@ -38,10 +39,10 @@ class Retries:
         """Try what is due, in transactions of its own; whether anything may have changed. `progress`: when something was applied
         last."""
         now = time.monotonic()
-        if ids := self._asked_for(connection, now):
+        if asked := self._asked_for(connection, now):
             self._lists.reread()
-            self._try(connection, ids)
-            quarantine.answered(connection, ids)
+            self._try(connection, list(asked))
+            quarantine.answered(connection, asked)
             connection.commit()
             return True
         if now < self._rested:
@@ -58,14 +59,14 @@ class Retries:
         self._rested = now if went else now + (_REST + 1) * (time.monotonic() - now)
         return True
 
-    def _asked_for(self, connection: Connection, now: float) -> Sequence[int]:
+    def _asked_for(self, connection: Connection, now: float) -> dict[int, int]:
         if now - self._looked < _LOOK_S:
-            return ()
-        ids = quarantine.requested(connection)[: self._slice]
+            return {}
+        asked = dict(islice(quarantine.requested(connection).items(), self._slice))
         connection.rollback()  # reading the schema takes a connection of its own
-        if not ids:
+        if not asked:
             self._looked = now
-        return ids
+        return asked
 
     def _try(self, connection: Connection, ids: Sequence[int]) -> bool:
         """Whether any of them went."""

@@ -157,6 +157,39 @@ def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeyp
     assert pipeline.wrong() == []
 
 
+def test_who_asks_while_it_is_tried_is_answered_by_another_try(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INTERFACE, quarantine retry: what was mended after the try before had looked is seen by one of its own."""
+    pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
+    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
+    pipeline.move()
+    clock = Clock(time.monotonic() + 10)
+    for module in (applier, retries):
+        monkeypatch.setattr(module, "time", clock)
+    with monkeypatch.context() as slow:
+        slow.setattr(quarantine, "retry", clock.trying(10.0))
+        clock.now += 10.0
+        pipeline.move()  # and then nothing is tried by itself for a while
+    with pipeline.applier_database.connect() as operator, monkeypatch.context() as meanwhile:
+
+        def ask() -> None:
+            quarantine.request_retry(operator, [1])
+            operator.commit()
+
+        def answered(connection: Connection, asked: Any) -> None:
+            pipeline.secondary.execute("DELETE FROM unit WHERE id = 900")
+            ask()
+            plain(connection, asked)
+
+        plain = quarantine.answered
+        meanwhile.setattr(quarantine, "answered", answered)
+        clock.now += 1.0
+        ask()
+        pipeline.move()
+    assert pipeline.secondary.rows("SELECT requested FROM stsync_quarantine") == [(1,)]
+    pipeline.move()
+    assert pipeline.wrong() == []
+
+
 def test_what_was_discarded_is_not_counted_any_more(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """INTERFACE, status: though nothing else happens on the node."""
     pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
