@@ -16,7 +16,7 @@ from common.troubles import Troubles
 class Crew:
     """Starts threads, waits for stop, joins them, and hands on the first error."""
 
-    def __init__(self, stop: Stop, troubles: Troubles | None = None) -> None:
+    def __init__(self, stop: Stop, troubles: Troubles) -> None:
         self.stop = stop
         self._troubles = troubles
         self._threads: list[threading.Thread] = []
@@ -30,7 +30,7 @@ class Crew:
             attempt = 0
             while not self.stop.is_set():
                 began = time.monotonic()
-                if attempt and self._troubles is not None:
+                if attempt:
                     self._troubles.tried(name)
                 try:
                     work()
@@ -40,8 +40,7 @@ class Crew:
                     pause = delay_s(attempt, minimum_s=0.2, maximum_s=10.0, random=random.random)
                     self._log.warning("unavailable", thread=name, reason=str(exc), retry_in_s=round(pause, 2))
                     attempt += 1
-                    if self._troubles is not None:
-                        self._troubles.failed(name, str(exc))
+                    self._troubles.failed(name, str(exc))
                     self.stop.wait(pause)
 
         def guarded() -> None:
@@ -71,8 +70,7 @@ class Crew:
         def work() -> None:
             while not self.stop.wait(1.0):
                 look()
-                if self._troubles is not None:
-                    self._troubles.over(name)
+                self._troubles.over(name)
 
         self.start(name, work)
 

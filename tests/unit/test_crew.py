@@ -8,8 +8,16 @@ import time
 import pytest
 
 from common.crew import Crew
+from common.database import Database
 from common.errors import Fault, Refused, Unavailable
+from common.settings import DatabaseSettings
 from common.stop import Stop
+from common.troubles import Troubles
+
+
+def new_crew() -> Crew:
+    """Whose troubles nobody keeps."""
+    return Crew(Stop(), Troubles(Database(DatabaseSettings(url="sqlite:///kept-nowhere.db"))))  # type: ignore[arg-type]
 
 
 def idle(stop: Stop) -> None:
@@ -17,7 +25,7 @@ def idle(stop: Stop) -> None:
 
 
 def test_a_thread_that_is_refused_ends_the_process_with_its_reason() -> None:
-    crew = Crew(Stop())
+    crew = new_crew()
 
     def refused() -> None:
         raise Refused("another one has it")
@@ -31,7 +39,7 @@ def test_a_thread_that_is_refused_ends_the_process_with_its_reason() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_of_a_bug_is_a_fault_that_names_it() -> None:
-    crew = Crew(Stop())
+    crew = new_crew()
 
     def bug() -> None:
         raise ValueError("seven")
@@ -43,7 +51,7 @@ def test_a_thread_that_dies_of_a_bug_is_a_fault_that_names_it() -> None:
 
 
 def test_work_that_cannot_be_done_now_is_begun_again() -> None:
-    crew = Crew(Stop())
+    crew = new_crew()
     tries: list[float] = []
 
     def away() -> None:
@@ -60,7 +68,7 @@ def test_work_that_cannot_be_done_now_is_begun_again() -> None:
 
 
 def test_a_thread_that_does_not_end_is_named() -> None:
-    crew = Crew(Stop())
+    crew = new_crew()
     began, release = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -78,7 +86,7 @@ def test_a_thread_that_does_not_end_is_named() -> None:
 
 
 def test_what_fails_each_second_is_told_or_ends_the_process() -> None:
-    crew = Crew(Stop())
+    crew = new_crew()
     looks = iter([Unavailable("the database"), Refused("no longer")])
 
     def look() -> None:
