@@ -161,6 +161,7 @@ quarantine = Table(
     Column("unchecked", Integer, nullable=False, server_default=text("0")),
     Column("held", Integer, nullable=False, server_default=text("0")),
     Index("stsync_quarantine_table", "table_name"),
+    sqlite_autoincrement=True,  # an id is never given again: people name changes by it
     **_OPTIONS,
 )
 # Messages that were refused, by kind and source (TRAPS 34).

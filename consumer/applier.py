@@ -339,7 +339,7 @@ class Applier:
             script.commit()
         self._taken(units, moved)
         if failed or self._quarantined:
-            self._count_quarantined(connection, failed_now=len(failed))
+            self._count_quarantined(connection, failed_now=len(fresh))
         return True
 
     def _move(self, script: Script, units: list[Unit]) -> _Moved:

@@ -120,8 +120,11 @@ def joined(step: Step, reason: str, following: Step, why: str, table: ListedTabl
     if (step.key, step.unchecked) != (following.key, following.unchecked):
         return None
     now, then = (dict(zip(one.columns, orjson.loads(one.rows), strict=False)) for one in (step, following))
-    looked_at = table.table.guarded & then.keys()
-    if not then.keys() >= now.keys() >= looked_at or any(then[name] != now[name] for name in looked_at):
+    if (
+        then.keys() != now.keys()
+    ):  # one reason may then have two causes, such as a column that is missing for one of them only
+        return None
+    if any(then[name] != now[name] for name in table.table.guarded & then.keys()):
         return None
     return replace(following, kind=step.kind)
 

@@ -205,8 +205,8 @@ def _together(connection: Connection, replayer: Replayer, last: int) -> int:
 
 
 def _change_set(connection: Connection, last: int) -> list[int]:
-    """The ascending ids of what waits of the change set to which this one belongs, up to it: they stand together. Empty where not
-    all of it may be tried again."""
+    """The ascending ids of what may be tried again of the change set to which this one belongs, up to it: they stand together. Empty
+    where one between them is held: by its id a person may have it tried later, and then it would undo what came after it."""
     columns = (quarantine.c.id, quarantine.c.epoch, quarantine.c.sequence, quarantine.c.kind, quarantine.c.held)
     found: list[int] = []
     which: tuple[int, int] | None = None
@@ -218,9 +218,10 @@ def _change_set(connection: Connection, last: int) -> list[int]:
             which = which or (row.epoch, row.sequence)
             if (row.epoch, row.sequence) != which:
                 return found[::-1]
-            if row.kind == Kind.TRUNCATE.value or row.held:
+            if row.held:
                 return []
-            found.append(row.id)
+            if row.kind != Kind.TRUNCATE.value:  # never tried again, and what it took is settled
+                found.append(row.id)
             below = row.id
         if len(rows) < most:
             return found[::-1]
@@ -337,13 +338,14 @@ def _settle(
             left = later.left_of(entry.step, table)
             following = later.following(entry.step, table)
             keys = keys_in(entry.step, listed)
+            both = None
             if following is not None and left is entry.step and seen.isdisjoint(keys):
                 both = joined(entry.step, entry.reason, following.step, following.reason, table)
-                if both is not None:
-                    left = both
-                    taken.append(following)
             seen |= keys
-            if left is None:
+            if both is not None and following is not None:
+                taken.append(following)
+                _store(connection, entry, both, entry.key, attempts=entry.attempts + 1, last_ms=now_ms())
+            elif left is None:
                 gone.append(entry.id)
             elif left is not entry.step:
                 _store(connection, entry, left, next(iter(row_keys(left, listed[name])), entry.key))
@@ -367,8 +369,8 @@ def hold(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, L
                 connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))
 
 
-def _store(connection: Connection, entry: Entry, left: Step, key: str) -> None:
-    values = {
+def _store(connection: Connection, entry: Entry, left: Step, key: str, **also: int) -> None:
+    values = also | {
         "kind": left.kind.value,
         "columns_json": orjson.dumps(left.columns).decode(),
         "key_json": key or entry.key,

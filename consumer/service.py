@@ -21,6 +21,7 @@ from consumer.reporter import Reporter
 from consumer.standing import Standing
 
 _AT_ONCE = 1000
+_COMES_AGAIN_S = 5.0  # what could not be applied is delivered once more well before
 
 
 def run(runtime: Runtime) -> None:
@@ -42,6 +43,7 @@ class SecondaryService:
         self._watch = CaptureWatch(runtime.database, settings)
         self._arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._forgotten = 0
+        self._stirred = 0.0  # when something arrived or went, or the applier began
         self._publish = PublishLink(
             settings.broker,
             runtime.topology,
@@ -119,6 +121,7 @@ class SecondaryService:
                 connection.commit()  # before the session is one of replay, whose commits a crash of the server may take
                 self._applier.load(connection)
                 self._reporter.start(first)
+                self._stirred = time.monotonic()
                 while not self._runtime.stop.is_set():
                     self._work(connection)
         except Unavailable:
@@ -132,7 +135,10 @@ class SecondaryService:
         if deliveries:
             self._consume.done(deliveries[-1])
         moved = self._applier.position != before
-        if moved or deliveries or not self._applier.due:  # else what failed may come again any moment
+        now = time.monotonic()
+        if moved or deliveries:
+            self._stirred = now
+        if self._stirred == now or not self._applier.due or now - self._stirred > _COMES_AGAIN_S:
             self._troubles.over("applier")
         if moved or deliveries:
             self._reporter.changed()

@@ -144,7 +144,6 @@ class PrimaryService:
             while not stop.is_set():
                 begun = time.monotonic()
                 drained = self._relay.drain()
-                self._troubles.over("relay")
                 if drained is not None:
                     self._drained(drained)
                     untidy += drained.rows
@@ -159,6 +158,7 @@ class PrimaryService:
                     stop.wait(pause_s)
                 self._relay.sweep()
                 waker.wait(_IDLE_S)
+                self._troubles.over("relay")
         finally:
             self._relay.close()
             waker.close()
@@ -192,7 +192,6 @@ class PrimaryService:
                     self._control.take(connection, deliveries)
                     self._consume.done(deliveries[-1])
                 serving = self._control.serve(reading)
-                self._troubles.over("control")
                 if time.monotonic() >= next_save and saved != self._sender.confirmed:
                     next_save = time.monotonic() + self._settings.intervals.heartbeat_s
                     saved = self._sender.confirmed
@@ -205,6 +204,7 @@ class PrimaryService:
                     if upto:
                         journal.prune(connection, upto)
                         connection.commit()
+                self._troubles.over("control")
 
     def _confirmed(self, token: object) -> None:
         if isinstance(token, int):

@@ -4,7 +4,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from tests.faults.conftest import assert_whole, edit_here, wait_running, wait_to
 from tests.faults.test_broker_loss import BLOCKED_S, drained, saves
 from tests.faults.test_misconfiguration import Done, change, expect
 from tests.faults.test_missing_rights import administer
+from tests.faults.test_outages import between
 from tests.harness import STSYNC, Cluster, Node
 from tests.integration.conftest import MakeCluster
 
@@ -248,6 +249,27 @@ def test_a_database_password_that_changes_ends_the_service(running: Cluster, new
     change(node, old, new)
     node.start()
     assert_whole(running)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_what_is_over_hides_nothing_that_is_not(
+    new_cluster: MakeCluster, new_database: Users, vhost_url: str, database_kind: str
+) -> None:
+    """DOMAIN §2: a secondary that is behind and has its rights back, but no broker, says that of the broker."""
+    with ExitStack() as stack:
+        _, url = stack.enter_context(between(vhost_url))
+        cluster = started(new_cluster(database_kind, broker_url=url, nodes=("st1", "st2")))
+        node = cluster.nodes["st2"]
+        node.kill()
+        node.execute(
+            "UPDATE stsync_node SET head_sequence = head_sequence + 1"
+        )  # as a heartbeat tells of a batch that is not here
+        stack.close()  # and with it the broker, for these nodes
+        with new_database.withdrawn(node, "UPDATE", "stsync_node"):
+            node.start()
+            wait_told(lambda: any("stsync_node" in one for one in node.status()["warnings"]), node.status)
+        wait_told(lambda: "broker" in str(node.status()["reason"]), node.status, 30)
+        assert not any("stsync_node" in one for one in node.status()["warnings"])
 
 
 RIGHTS = [("INSERT", "unit"), ("UPDATE", "stsync_node")]

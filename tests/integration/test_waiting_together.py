@@ -44,6 +44,47 @@ RINGS = {
 }
 
 
+EMPTIED = {
+    "postgresql": "TRUNCATE parent",
+    "sqlite": (  # as a program announces it
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json, row_count, canonical)"
+        " VALUES ('parent', 'T', '[]', '[]', 1, 0)"
+    ),
+}
+# The tables, what stands there before, the table that has a column more on the primary, and changes of which all are refused.
+GUARDED = {
+    "computed": (
+        (
+            NAMED_PARENT,
+            "CREATE TABLE child (id BIGINT PRIMARY KEY, x BIGINT, p BIGINT AS (x + 0) STORED,"
+            " FOREIGN KEY (p) REFERENCES parent (id))",
+        ),
+        ["INSERT INTO parent VALUES (1, 'k'), (2, 'm')", "INSERT INTO child (id, x) VALUES (7, 1)"],
+        "child",
+        [
+            "UPDATE child SET x = 2, extra = 'e'",
+            "DELETE FROM parent WHERE id = 1",
+            "INSERT INTO parent VALUES (3, 'k')",
+            "UPDATE child SET x = 3, extra = 'f'",
+        ],
+    ),
+    "not unique": (
+        (
+            "CREATE TABLE parent (id BIGINT PRIMARY KEY, c VARCHAR(10) NOT NULL, KEY (c))",
+            "CREATE TABLE child (id BIGINT PRIMARY KEY, c VARCHAR(10),"
+            " FOREIGN KEY (c) REFERENCES parent (c) ON UPDATE CASCADE)",
+        ),
+        ["INSERT INTO parent VALUES (1, 'a')"],
+        "parent",
+        [
+            "UPDATE parent SET c = 'b', extra = 'e'",
+            "INSERT INTO child VALUES (1, 'b')",
+            "UPDATE parent SET c = 'd', extra = 'f'",
+        ],
+    ),
+}
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Of the rests between retries."""
@@ -89,6 +130,49 @@ def test_a_ring_heals_though_one_of_its_rows_changed_since(new_pipeline: MakePip
     add_column(pipeline.secondary, "ring")
     wait_healed(pipeline)
     assert pipeline.secondary.rows("SELECT id, v, extra FROM ring ORDER BY id") == [(1, 2, "f"), (2, 1, "e")]
+
+
+@pytest.mark.parametrize("database_kind", RINGS)
+def test_a_ring_heals_though_a_table_of_its_change_set_cannot_be_emptied(
+    new_pipeline: MakePipeline, database_kind: str
+) -> None:
+    """TRAPS 4, 29: that is never tried again, and keeps nothing else from going."""
+    create, before, ring = RINGS[database_kind]
+    pipeline = new_pipeline(database_kind, create, PARENT)
+    secondary = pipeline.secondary
+    one_by_one(pipeline, "INSERT INTO parent VALUES (1)", *before)
+    secondary.execute(
+        "CREATE TABLE own (id BIGINT PRIMARY KEY, p BIGINT REFERENCES parent (id))", "INSERT INTO own VALUES (1, 1)"
+    )
+    add_column(pipeline.primary, "ring")
+    pipeline.primary.execute(EMPTIED[database_kind], ring)
+    pipeline.move()
+    assert len(waiting(pipeline)) == 3
+    add_column(secondary, "ring")
+
+    def healed() -> bool:
+        pipeline.move()
+        return len(waiting(pipeline)) == 1
+
+    wait_told(healed, lambda: waiting(pipeline), 10)
+    assert secondary.rows("SELECT id, v, extra FROM ring ORDER BY id") == [(1, 2, "e"), (2, 1, "e")]
+    assert secondary.rows("SELECT kind, table_name FROM stsync_quarantine") == [("T", "parent")]
+
+
+@pytest.mark.parametrize("database_kind", ["mariadb"])
+@pytest.mark.parametrize("case", GUARDED)
+def test_a_change_that_a_foreign_key_looks_at_waits_for_itself(
+    new_pipeline: MakePipeline, database_kind: str, case: str
+) -> None:
+    """TRAPS 27, 29: through a column that is computed, and from the side of a parent whose key is not unique (InnoDB)."""
+    tables, before, altered, changes = GUARDED[case]
+    pipeline = new_pipeline(database_kind, *tables)
+    one_by_one(pipeline, *before)
+    add_column(pipeline.primary, altered)
+    one_by_one(pipeline, *changes)
+    assert len(waiting(pipeline)) == len(changes)
+    add_column(pipeline.secondary, altered)
+    wait_healed(pipeline)
 
 
 def test_a_change_goes_though_the_next_one_of_its_row_never_will(new_pipeline: MakePipeline, database_kind: str) -> None:
@@ -200,8 +284,8 @@ def test_a_row_that_is_refused_again_and_again_waits_in_its_first_place(
     one_by_one(pipeline, "INSERT INTO note VALUES (1, 'first')")
     add_column(pipeline.primary, "note")
     one_by_one(pipeline, "UPDATE note SET extra = 'the first' WHERE id = 1")
-    query = "SELECT id, first_ms FROM stsync_quarantine"
-    before = secondary.rows(query)
+    query, newest = "SELECT id, first_ms FROM stsync_quarantine", "SELECT attempts, last_ms FROM stsync_quarantine"
+    before, ((attempts_before, last_ms),) = secondary.rows(query), secondary.rows(newest)
     assert len(before) == 1
     many = CHANGES if together or database_kind == "sqlite" else CHANGES // 4  # a server takes longer for each change set
     changes = [f"UPDATE note SET body = '{number}', extra = 'e{number}' WHERE id = 1" for number in range(many)]
@@ -211,6 +295,8 @@ def test_a_row_that_is_refused_again_and_again_waits_in_its_first_place(
     else:
         one_by_one(pipeline, *changes)
     assert secondary.rows(query) == before
+    ((attempts_after, newest_ms),) = secondary.rows(newest)
+    assert (attempts_after > attempts_before, newest_ms > last_ms) == (True, True), "nothing says that its values are others"
     ((_, _, row, _, _),) = waiting(pipeline)
     assert f'"{many - 1}"' in row
     assert f'"e{many - 1}"' in row

@@ -79,6 +79,10 @@ def test_two_changes_of_a_row_wait_as_one_where_the_first_is_no_step_of_an_excha
     assert both(waiting, step("U", "[1,2,9]"), reason="another") is None, "the first may go before the second"
     assert both(waiting, step("U", "[1,2]", ("id", "a"))) is None, "it makes the row"
     assert both(step("U", "[1,3]", ("id", "b")), step("U", "[1,2,9]")) is None, "the second sets what the first leaves alone"
+    second = step("U", "[1,2,9]")
+    assert both(step("U", "[1,2]", ("id", "a")), second) is None, (
+        "the second alone may need a column more, for the same reason"
+    )
     assert both(waiting, step("D", "[1]", KEY_ONLY)) is None
     assert both(step("D", "[1]", KEY_ONLY), waiting) is None
     assert both(waiting, replace(step("U", "[1,2,9]"), unchecked=True)) is None
