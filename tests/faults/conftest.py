@@ -11,10 +11,17 @@ import pytest
 from sqlalchemy import text
 
 from deploy.servers.processes import descendants
+from tests.conftest import KINDS
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster, new_cluster
 
-__all__ = ["assert_whole", "cluster", "edit_here", "frozen", "new_cluster", "wait_running", "wait_told"]
+__all__ = ["assert_whole", "cluster", "edit_here", "frozen", "mostly", "new_cluster", "wait_running", "wait_told"]
+
+
+def mostly(kind: str) -> pytest.MarkDecorator:
+    """Each database in turn; the ones beside this, where little depends on which it is, in the long run only."""
+    kinds = [one if one == kind else pytest.param(one, marks=pytest.mark.long) for one in KINDS]
+    return pytest.mark.parametrize("database_kind", kinds)
 
 
 def wait_told(condition: Callable[[], Any], told: Callable[[], object], timeout_s: float = 60.0) -> None:

@@ -17,7 +17,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from common.topology import Topology
 from deploy.servers import PrivateRabbitMQ
-from tests.faults.conftest import assert_whole, frozen, wait_arrived, wait_running, wait_told
+from tests.faults.conftest import assert_whole, frozen, mostly, wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 from tests.workload import pause, writing
@@ -150,6 +150,7 @@ def purged(url: str, queue: str) -> int:
     return do(url, lambda channel: int(channel.queue_purge(queue).method.message_count))
 
 
+@mostly("mariadb")
 @pytest.mark.parametrize("loss", [purge, delete, unbind])
 @pytest.mark.parametrize("more", [True, False], ids=["next batch", "heartbeat"])
 def test_a_queue_that_lost_messages_heals(
@@ -234,6 +235,7 @@ def test_a_queue_that_is_purged_while_in_use_heals(new_cluster: MakeCluster, vho
     cluster.wait_equal(45)
 
 
+@mostly("postgresql")
 def test_a_wiped_broker_heals(new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str) -> None:
     """TRAPS 11, DESIGN 9: everything in it is lost, while changes go on."""
     cluster = started(new_cluster(database_kind, broker_url=broker.url()))

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 
 from deploy.servers import PrivateRabbitMQ
 from tests.conftest import KINDS
-from tests.faults.conftest import assert_whole, frozen, wait_running, wait_told
+from tests.faults.conftest import assert_whole, frozen, mostly, wait_running, wait_told
 from tests.faults.proxy import Proxy
 from tests.faults.test_broker_loss import BLOCKED_S, drained, saves
 from tests.harness import Cluster, transaction, wait_for
@@ -24,12 +24,6 @@ from tests.workload import more, writing
 
 HEARTBEAT_S = 5  # the least that may be set
 SHORT = MappingProxyType({"STSYNC_BROKER__HEARTBEAT_S": str(HEARTBEAT_S)})
-
-
-def mostly(kind: str) -> pytest.MarkDecorator:
-    """Each database in turn; the ones beside this, where little depends on which it is, in the long run only."""
-    kinds = [one if one == kind else pytest.param(one, marks=pytest.mark.long) for one in KINDS]
-    return pytest.mark.parametrize("database_kind", kinds)
 
 
 @pytest.fixture(scope="module")
