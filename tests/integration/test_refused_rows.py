@@ -138,8 +138,8 @@ def test_a_full_quarantine_is_gone_through_in_short_slices(pipeline: Pipeline, m
     assert ids[120:122] == ids[:2]
 
 
-def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """INTERFACE, quarantine retry: even while it rests."""
+def resting(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A change waits, and is not tried again by itself for a while."""
     pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
     pipeline.move()
@@ -151,7 +151,12 @@ def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeyp
         clock.now += 10.0
         pipeline.move()
     assert len(clock.tried) == 1
-    clock.now += 1.0
+    return clock
+
+
+def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INTERFACE, quarantine retry: even while it rests."""
+    resting(pipeline, monkeypatch).now += 1.0
     pipeline.secondary.execute("DELETE FROM unit WHERE id = 900", "UPDATE stsync_quarantine SET requested = 1")
     pipeline.move()
     assert pipeline.wrong() == []
@@ -159,16 +164,7 @@ def test_what_the_operator_asks_for_is_tried_at_once(pipeline: Pipeline, monkeyp
 
 def test_who_asks_while_it_is_tried_is_answered_by_another_try(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """INTERFACE, quarantine retry: what was mended after the try before had looked is seen by one of its own."""
-    pipeline.secondary.execute("INSERT INTO unit VALUES (900, 'taken', NULL)")
-    pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
-    pipeline.move()
-    clock = Clock(time.monotonic() + 10)
-    for module in (applier, retries):
-        monkeypatch.setattr(module, "time", clock)
-    with monkeypatch.context() as slow:
-        slow.setattr(quarantine, "retry", clock.trying(10.0))
-        clock.now += 10.0
-        pipeline.move()  # and then nothing is tried by itself for a while
+    clock = resting(pipeline, monkeypatch)
     with pipeline.applier_database.connect() as operator, monkeypatch.context() as meanwhile:
 
         def ask() -> None:
