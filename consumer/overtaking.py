@@ -120,9 +120,8 @@ def joined(step: Step, reason: str, following: Step, why: str, table: ListedTabl
     if (step.key, step.unchecked) != (following.key, following.unchecked):
         return None
     now, then = (dict(zip(one.columns, orjson.loads(one.rows), strict=False)) for one in (step, following))
-    if (
-        then.keys() != now.keys()
-    ):  # one reason may then have two causes, such as a column that is missing for one of them only
+    # With other columns one reason may have two causes, such as a column that is missing for one of them only.
+    if then.keys() != now.keys():
         return None
     if any(then[name] != now[name] for name in table.table.guarded & then.keys()):
         return None

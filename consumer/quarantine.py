@@ -156,9 +156,6 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
             _store(connection, known[place], step, replayer.key(step))
     _stay(connection, [(known[place], reason) for place, reason in results.items() if reason is not None])
     discard(connection, [one for one in known if one not in waiting.steps])
-    connection.execute(
-        update(quarantine).where(quarantine.c.kind == Kind.TRUNCATE.value, quarantine.c.requested == 1).values(requested=0)
-    )
     return sum(reason is None for reason in results.values())
 
 
@@ -338,14 +335,13 @@ def _settle(
             left = later.left_of(entry.step, table)
             following = later.following(entry.step, table)
             keys = keys_in(entry.step, listed)
-            both = None
             if following is not None and left is entry.step and seen.isdisjoint(keys):
                 both = joined(entry.step, entry.reason, following.step, following.reason, table)
+                if both is not None:
+                    taken.append(following)
+                    _store(connection, entry, both, entry.key, attempts=entry.attempts + 1, last_ms=now_ms())
             seen |= keys
-            if both is not None and following is not None:
-                taken.append(following)
-                _store(connection, entry, both, entry.key, attempts=entry.attempts + 1, last_ms=now_ms())
-            elif left is None:
+            if left is None:
                 gone.append(entry.id)
             elif left is not entry.step:
                 _store(connection, entry, left, next(iter(row_keys(left, listed[name])), entry.key))

@@ -114,9 +114,8 @@ class SecondaryService:
     def _apply_loop(self) -> None:
         try:
             with self._runtime.database.connect() as connection:
-                nodestate.read_installed(
-                    connection, self._runtime.settings
-                )  # it may be another node's: nothing is written yet
+                # It may be another node's: nothing is written yet.
+                nodestate.read_installed(connection, self._runtime.settings)
                 (first,) = nodestate.reserve_numbers(connection)
                 connection.commit()  # before the session is one of replay, whose commits a crash of the server may take
                 self._applier.load(connection)
@@ -134,14 +133,13 @@ class SecondaryService:
         self._applier.work(connection, deliveries)
         if deliveries:
             self._consume.done(deliveries[-1])
-        moved = self._applier.position != before
-        now = time.monotonic()
-        if moved or deliveries:
-            self._stirred = now
-        if self._stirred == now or not self._applier.due or now - self._stirred > _COMES_AGAIN_S:
-            self._troubles.over("applier")
-        if moved or deliveries:
+        stirred = bool(deliveries) or self._applier.position != before
+        if stirred:
+            self._stirred = time.monotonic()
             self._reporter.changed()
+        # Where nothing came, what failed may come again any moment.
+        if stirred or not self._applier.due or time.monotonic() - self._stirred > _COMES_AGAIN_S:
+            self._troubles.over("applier")
 
     def _forget_deliveries(self) -> None:
         """What was taken in and not committed comes again on a new channel; unacknowledged it would fill the prefetch."""
