@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import select
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,13 +33,12 @@ from common.dialects.base import (
     read_plainly,
 )
 from common.dialects.postgresql_cursor import QuickCursors, QuickScript
+from common.dialects.postgresql_waker import TELL, NotifyWaker
 from common.dialects.postgresql_writer import PostgresqlWriter, quote
 from common.dialects.script import SMALL, Script
 from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
 from common.schema import Column, ListedTable, OtherTrigger, Table
 
-CHANNEL = "stsync"
-_DEAF_S = 0.02  # a pause from here on is worth two statements
 ROWS_AN_OUTBOX_ROW = 1000
 BYTES_AN_OUTBOX_ROW = 256 << 10
 _PINNED = (
@@ -153,71 +151,6 @@ def _name(what: str, table: str) -> str:
     if len(full.encode()) <= 63:
         return full
     return f"{what}{table.encode()[:30].decode(errors='ignore')}_{hashlib.sha256(table.encode()).hexdigest()[:12]}"
-
-
-class NotifyWaker:
-    """Woken by the triggers' NOTIFY; also waits for stop.
-
-    Each NOTIFY costs the server, and a little also the writer, more than a look at the outbox does: who looks again by itself soon, as
-    under a flood of changes, is not told of any meanwhile.
-    """
-
-    def __init__(self, engine: Engine, stop: Stoppable) -> None:
-        self._stop = stop
-        self._pool_connection = engine.raw_connection()
-        driver: Any = self._pool_connection.driver_connection
-        self._connection = driver
-        self._connection.autocommit = True
-        self._connection.add_notify_handler(_heard)  # without one psycopg keeps for ever what comes with an answer
-        self._listening = False
-        self._listen(on=True)
-
-    def wait(self, timeout_s: float) -> bool:
-        """See Waker."""
-        with _lost():
-            if not self._listening:
-                self._listen(on=True)
-                return True  # there may be what nobody told of
-            if self._told():
-                return True
-            readable, _, _ = select.select([self._connection.fileno(), self._stop.fileno()], [], [], timeout_s)
-            if self._connection.fileno() not in readable:
-                return False
-            return self._told()
-
-    def found(self, again_s: float) -> None:
-        """See Waker."""
-        if self._listening and again_s >= _DEAF_S:
-            with _lost():
-                self._listen(on=False)
-
-    def close(self) -> None:
-        """See Waker."""
-        self._pool_connection.invalidate()
-
-    def _listen(self, *, on: bool) -> None:
-        self._connection.execute(f"{'' if on else 'UN'}LISTEN {CHANNEL}")
-        self._listening = on
-
-    def _told(self) -> bool:
-        """Whether there was a notification; asked for each change, and so of libpq itself."""
-        link, told = self._connection.pgconn, False
-        link.consume_input()
-        while link.notifies() is not None:
-            told = True
-        return told
-
-
-def _heard(_notification: object) -> None:
-    """Whoever listens anew, or stops it, looks into the outbox anyway."""
-
-
-@contextmanager
-def _lost() -> Iterator[None]:
-    try:
-        yield
-    except psycopg.Error as exc:
-        raise Unavailable(f"the database connection that listens for changes was lost: {exc}") from exc
 
 
 class Postgresql(ToldByTriggers):
@@ -425,7 +358,7 @@ SET search_path FROM CURRENT {_FUNCTION_SETTINGS} AS $stsync$
 BEGIN
   IF current_setting('stsync.replay', true) = 'on' THEN RETURN NULL; END IF;
   {body}
-  IF FOUND THEN NOTIFY {CHANNEL}; END IF;
+  {TELL}
   RETURN NULL;
 END $stsync$"""
         drop = f"DROP TRIGGER IF EXISTS {quote(name)} ON {quote(table.name)}"
@@ -592,8 +525,7 @@ def _update_body(table: ListedTable) -> str:
         return body or "PERFORM 1 WHERE false;"
     gone = f"SELECT {_row(table, 'o', table.key)} AS j {pairs} WHERE {old} AND NOT {new}"
     come = f"SELECT {_row(table, now)} AS j {pairs} WHERE {new} AND NOT {old}"
-    found = f"IF FOUND THEN NOTIFY {CHANNEL}; END IF;"
-    return "\n  ".join([body, found, _gathered(table, "D", gone, table.key), found, _gathered(table, "I", come)])
+    return "\n  ".join([body, TELL, _gathered(table, "D", gone, table.key), TELL, _gathered(table, "I", come)])
 
 
 def _rekey_body(table: ListedTable) -> str:

@@ -13,6 +13,9 @@ _FOLDER = "/usr/lib/rabbitmq/bin"
 _POOL = 25
 _QUIET_SCHEDULERS = "+sbwt none +sbwtdcpu none +sbwtdio none +S 2:2 +A 16 -kernel inet_dist_use_interface {127,0,0,1}"
 
+# Each write to the quorum queues' log goes to the disk by itself (O_SYNC), instead of by a second call: 0.3 ms of a message's way.
+_ADVANCED = "[{ra, [{wal_write_strategy, o_sync}]}]."
+
 
 class PrivateRabbitMQ(PrivateServer):
     """RabbitMQ with its own cookie, node name, epmd and paths; its only user is `stsync`: no guest.
@@ -83,6 +86,7 @@ class PrivateRabbitMQ(PrivateServer):
             *(["raft.wal_max_size_bytes = 33554432"] if self.fast else []),
         ]
         self.owner.write(self.directory / "rabbitmq.conf", "\n".join(lines) + "\n")
+        self.owner.write(self.directory / "advanced.config", f"{_ADVANCED}\n")
         self.owner.write(self.directory / "enabled_plugins", "[].\n")
         self.owner.write(self.directory / ".erlang.cookie", secrets.token_hex(24), 0o400)
 

@@ -6,7 +6,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from common.database import Database
-from common.dialects.postgresql import CHANNEL, NotifyWaker
+from common.dialects.postgresql_waker import CHANNEL, NotifyWaker
 from common.settings import DatabaseSettings
 from common.stop import Stop
 from tests.conftest import NewDatabase
@@ -24,6 +24,7 @@ def test_no_notification_is_kept(new_database: NewDatabase) -> None:
                 connection.commit()
             waker.found(LATER_S)
             assert waker.wait(0), "look once more, without having been told"
+            assert waker.wait(0), "and again, told from here on"
             assert not waker.wait(0)
         assert not waker._connection._notifies_backlog
         connection.execute(text(f"NOTIFY {CHANNEL}"))
