@@ -11,14 +11,6 @@ from common.dialects.base import Dialect
 from common.errors import Misconfigured, StsyncError, Unavailable
 from common.settings import DatabaseSettings
 
-_WRONG_CREDENTIALS = (
-    "password authentication failed",
-    "no password supplied",
-    "access denied",
-    "does not exist",
-    "unknown database",
-)
-
 
 class Database:
     """Opens connections to the node's database and translates what goes wrong on them."""
@@ -67,7 +59,7 @@ class Database:
 
     def _translate(self, exc: BaseException, *, connecting: bool) -> StsyncError:
         message = str(exc.args[-1] if exc.args else exc).strip().replace("\n", " ")
-        if connecting and any(word in message.lower() for word in _WRONG_CREDENTIALS):
+        if connecting and self.dialect.refused(exc):
             return Misconfigured(f"database {self.address}: {message}; check user, password and name in database.url")
         if connecting and "file is not a database" in message:
             return Misconfigured(f"database {self.address}: {message}; check database.url")

@@ -213,6 +213,9 @@ class EngineDialect(Protocol):
         is set for one use of it only, SQLAlchemy sets back at the end, and where the server died it logs a traceback.
         """
 
+    def refused(self, exc: BaseException) -> bool:
+        """Whether a server said no to user, password or the database's name, as the driver's exception tells when connecting."""
+
     def lock(self, connection: Connection) -> bool:
         """Take the lock that one `stsync run` a database holds as long as its connection lives; False: another has it."""
 

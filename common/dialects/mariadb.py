@@ -99,7 +99,7 @@ _AWAY = frozenset(
      1290, 1317, 1412, 1615, 1637, 1698, 1836, 1927, 1969, 3024, 4031}
 )  # fmt: skip
 
-
+_REFUSED = frozenset({1044, 1045, 1049, 1698})  # no right to the database, wrong user or password, unknown database
 # What it quotes of a row, which may be secret: `Duplicate entry '…' for key`, `Incorrect integer value: '…' for column`.
 _VALUE = re.compile(r"(entry|value:?) '.*'(?= for (?:key|column)|$)", re.DOTALL)
 _WITHOUT = r"\1"
@@ -169,6 +169,10 @@ class Mariadb(ToldByTriggers):
             connection._read_timeout = None  # noqa: SLF001 (statements may take long; PyMySQL has no other way to say so)
 
         return engine
+
+    def refused(self, exc: BaseException) -> bool:
+        """See EngineDialect. The server's words are in its own language."""
+        return bool(exc.args) and exc.args[0] in _REFUSED
 
     def lock(self, connection: Connection) -> bool:
         """See EngineDialect: a named lock of the session."""

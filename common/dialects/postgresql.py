@@ -71,6 +71,7 @@ _NOT_UTF8 = (
     "database.url: the database {name} is encoded in {encoding}, which cannot hold all texts of another node; make it anew: CREATE"
     " DATABASE … ENCODING 'UTF8' TEMPLATE template0"
 )
+_REFUSED = ("password authentication failed", "no password supplied", "does not exist")
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -210,6 +211,10 @@ class Postgresql(ToldByTriggers):
             record.info[QUICK_CURSOR] = QuickCursors(connection, isolation)
 
         return engine
+
+    def refused(self, exc: BaseException) -> bool:
+        """See EngineDialect. libpq tells no SQLSTATE of a connection that did not come to be, only words."""
+        return any(words in str(exc) for words in _REFUSED)
 
     def lock(self, connection: Connection) -> bool:
         """See EngineDialect: an advisory lock of the session."""

@@ -200,6 +200,11 @@ class Sqlite:
 
         return engine
 
+    def refused(self, exc: BaseException) -> bool:
+        """See EngineDialect: a file has none of them."""
+        del exc
+        return False
+
     def lock(self, connection: Connection) -> bool:
         """See EngineDialect: a lock on a file beside the database."""
         path = Path(f"{connection.engine.url.database}-stsync.lock")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from pydantic import SecretStr
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 
 from common.database import Database
 from common.dialects import dialect_for
@@ -174,6 +176,39 @@ def test_a_wrong_database_password(new_cluster: MakeCluster, database_kind: str,
     assert right
     change(node, right[1] + "@127", "hunter2@127")
     expect(node.command(command), 2, "127.0.0.1:", "database.url", secrets=("hunter2", right[1]))
+
+
+@pytest.mark.parametrize("wrong", ["user", "password", "name"])
+@pytest.mark.parametrize(("database_kind", "language"), [("postgresql", ""), ("mariadb", ""), ("mariadb", "de_DE")])
+def test_a_wrong_database_login(
+    new_cluster: MakeCluster, request: pytest.FixtureRequest, database_kind: str, language: str, wrong: str
+) -> None:
+    """Whatever language the server tells it in."""
+    node = new_cluster(database_kind, nodes=("st1", "st2")).nodes["st2"]
+    url = make_url(node.url)
+    other = {
+        "user": url.set(username="nobody"),
+        "password": url.set(password="hunter2"),
+        "name": url.set(database="nowhere"),
+    }
+    change(node, node.url, other[wrong].render_as_string(hide_password=False))
+    server = request.getfixturevalue(database_kind)
+    with speaking(server.admin_url, language) if language else nullcontext():
+        expect(node.command("status"), 2, "127.0.0.1:", "database.url", secrets=("hunter2", str(url.password)))
+
+
+@contextmanager
+def speaking(admin_url: str, language: str) -> Iterator[None]:
+    """What a MariaDB server tells new connections, it tells in this language."""
+    engine = create_engine(admin_url)
+    with engine.begin() as connection:
+        connection.execute(text(f"SET GLOBAL lc_messages = '{language}'"))
+    try:
+        yield
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("SET GLOBAL lc_messages = 'en_US'"))
+        engine.dispose()
 
 
 def no_directory(database: Path) -> str:
