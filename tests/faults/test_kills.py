@@ -11,7 +11,7 @@ import pytest
 
 from deploy.servers import PrivateMariaDB, PrivatePostgreSQL, PrivateRabbitMQ
 from tests.conftest import NewDatabase
-from tests.faults.conftest import assert_whole, frozen, wait_arrived, wait_running, wait_told
+from tests.faults.conftest import assert_whole, frozen, mostly, wait_arrived, wait_running, wait_told
 from tests.faults.test_broker_loss import BLOCKED_S
 from tests.harness import Cluster, Node, make_cluster, wait_for
 from tests.integration.conftest import SCHEMA, TABLES, MakeCluster
@@ -65,6 +65,7 @@ def broker(servers_root: Path) -> Iterator[PrivateRabbitMQ]:
         yield server
 
 
+@mostly("postgresql")
 @pytest.mark.parametrize("seed", [1, *SERVER_SEEDS])
 def test_a_killed_broker_loses_nothing(
     new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str, seed: int
