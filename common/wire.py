@@ -39,10 +39,12 @@ MAX_SENTENCE: Final = 2000
 _COMPRESS_ABOVE: Final = 200
 
 # Bounds of what a signed message may say: a number or a text that no database takes must not stop who stores it.
+_NO_NUL: Final = r"^[^\x00]*$"
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-Name = Annotated[str, msgspec.Meta(max_length=63)]
+Name = Annotated[str, msgspec.Meta(max_length=63, pattern=_NO_NUL)]
+Said = Annotated[str, msgspec.Meta(max_length=63)]  # compared with what it must be, and told escaped, but never stored
 Hash = Annotated[bytes, msgspec.Meta(max_length=32)]
-Sentence = Annotated[str, msgspec.Meta(max_length=MAX_SENTENCE, pattern=r"^[^\x00]*$")]
+Sentence = Annotated[str, msgspec.Meta(max_length=MAX_SENTENCE, pattern=_NO_NUL)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Parsed = TypeVar("Parsed", bound=msgspec.Struct)
 
@@ -62,9 +64,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: Natural
     kind: MessageKind
-    cluster: Name
-    sender: Name
-    audience: Name
+    cluster: Said
+    sender: Said
+    audience: Said
     epoch: Natural
     sequence: Natural
     previous: Hash
@@ -99,7 +101,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: Hash
     quarantined: Natural
     lag_ms: Milliseconds | None
-    last_full_sync: Annotated[str, msgspec.Meta(max_length=40)] | None
+    last_full_sync: Annotated[str, msgspec.Meta(max_length=40, pattern=_NO_NUL)] | None
     reason: Sentence | None
     refused: Annotated[dict[Name, Natural], msgspec.Meta(max_length=64)]
 

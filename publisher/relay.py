@@ -258,7 +258,7 @@ def _joined(page: Iterable[outbox.Row]) -> Iterator[outbox.Row]:
     """The rows of a page, neighbours of triggers that differ in nothing but what they say of their rows as one: where triggers
     run row by row, a bulk change is many thousands of them. Places that were kept for changes that did not come are left out."""
     for (_, _, _, canonical), group in groupby(page, key=outbox.head_of):
-        rows = [row for row in group if row.row_count]
+        rows = [row for row in group if row.row_count or not canonical]
         if not canonical or len(rows) == 1:
             yield from rows
             continue

@@ -30,6 +30,7 @@ class Sender:
         self._log = structlog.get_logger("sender")
         self._link: PublishLink | None = None
         self._pumping = threading.Lock()
+        self._asked = False
         self._state = threading.Lock()
         self._wake = threading.Event()
         self._confirmed = published
@@ -66,14 +67,15 @@ class Sender:
 
     def pump(self) -> None:
         """Publish as far as the link has room."""
-        if not self._pumping.acquire(blocking=False):
-            self._wake.set()  # who holds it may have seen the old head: the sender's thread looks again
-            return
-        try:
-            while self._publish_page():
-                continue
-        finally:
-            self._pumping.release()
+        self._asked = True
+        # Who holds it may have seen the old head, and looks again once it let it go; nobody waits for it.
+        while self._asked and self._pumping.acquire(blocking=False):
+            self._asked = False
+            try:
+                while self._publish_page():
+                    continue
+            finally:
+                self._pumping.release()
 
     def confirmed_up_to(self, sequence: int) -> None:
         """The broker has everything up to here."""

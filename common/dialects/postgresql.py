@@ -431,6 +431,8 @@ END $stsync$"""
         """See ReplayDialect: by SQLSTATE class (PostgreSQL manual, appendix A)."""
         state = getattr(exc, "sqlstate", None) or ""
         message = _message(exc)
+        if isinstance(exc, psycopg.DataError) and not state:  # psycopg itself refuses a value: the server never saw it
+            return NotApplicable(message)
         if not state or state[:2] in _AWAY or state == "42501":
             return Unavailable(f"the database: {message or type(exc).__name__}")
         return NotApplicable(message)

@@ -1,5 +1,6 @@
 """How PostgreSQL's triggers wake the relay: by NOTIFY, and only while it waits for one."""
 
+import math
 import select
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+import structlog
 from sqlalchemy.engine import Engine
 
 from common.dialects.base import Stoppable
@@ -20,10 +22,13 @@ TELL = (
     f" THEN NOT pg_catalog.pg_advisory_unlock_shared({WAITING_KEY}) ELSE true END) THEN NOTIFY {CHANNEL}; END IF;"
 )
 _DEAF_S = 0.02  # a pause from here on is worth two statements
-_UNTOLD_S = 0.02  # how often it is looked whether a transaction has ended that tells nobody
-_WAIT_SQL = f"LISTEN {CHANNEL}; SELECT pg_try_advisory_lock({WAITING_KEY}); SELECT pg_current_xact_id()::text"
+# How often it is looked whether a transaction has ended that tells nobody: each thirtieth of the time it has been waited for, within:
+_UNTOLD_S, _UNTOLD_MOST_S, _PART = 0.02, 0.2, 30
+_TAKEN_S = 5.0  # the lock is free within a moment, or somebody else keeps it
+_WAIT_SQL = f"LISTEN {CHANNEL}; SELECT CASE WHEN pg_try_advisory_lock({WAITING_KEY}) THEN pg_current_xact_id()::text END"
 _REST_SQL = f"UNLISTEN {CHANNEL}; SELECT pg_advisory_unlock_all()"
 _OLDER_SQL = "SELECT count(*) FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x < %s::xid8"
+_log = structlog.get_logger("relay")
 
 
 class NotifyWaker:
@@ -34,7 +39,7 @@ class NotifyWaker:
     that says so, which whoever looks again by itself soon, as under a flood of changes, does not, nor does a service that is down.
 
     A transaction that found the lock free, and is still open when it is taken, will tell nobody: until all that were open then have
-    ended, it is looked for that each _UNTOLD_S (TRAPS 1). They are told by their numbers: theirs were given before that of the
+    ended, it is looked for that again and again (TRAPS 1). They are known by their numbers: theirs were given before that of the
     transaction that took the lock.
     """
 
@@ -44,12 +49,13 @@ class NotifyWaker:
         driver: Any = self._pool_connection.driver_connection
         self._connection = driver
         self._connection.autocommit = True
-        self._connection.add_notify_handler(_heard)  # without one psycopg keeps for ever what comes with an answer
-        self._listening = self._holds = self._again = False
-        self._before: str | None = None  # the transaction that took the lock, while older ones are open
-        self._older = -1  # how many of those, as last counted
+        self._connection.add_notify_handler(self._hear)  # of what comes with an answer, which libpq then tells no more
+        self._listening = self._again = self._heard = False
+        self._before: str | None = None  # the transaction that took the lock; None while another program has it
+        self._older = -1  # how many older than that are open, as last counted; 0 for good
+        self._since = 0.0
         with _lost():
-            self._listen()
+            self._begin()
 
     def wait(self, timeout_s: float) -> bool:
         """See Waker."""
@@ -58,14 +64,14 @@ class NotifyWaker:
                 self._again = False
                 return True
             if not self._listening:
-                self._listen()
+                self._begin()
                 return True  # there may be what nobody told of
             return self._wait(time.monotonic() + timeout_s)
 
     def _wait(self, until: float) -> bool:
         while not self._told():
             left = max(0.0, until - time.monotonic())
-            pause = min(left, _UNTOLD_S) if self._before or not self._holds else left
+            pause = min(left, self._pause_s())
             readable, _, _ = select.select([self._connection.fileno(), self._stop.fileno()], [], [], pause)
             if self._stop.fileno() in readable or (not readable and pause == left):
                 return False
@@ -73,35 +79,45 @@ class NotifyWaker:
                 break
         return True
 
+    def _pause_s(self) -> float:
+        if not self._older:
+            return math.inf
+        return min(max(_UNTOLD_S, (time.monotonic() - self._since) / _PART), _UNTOLD_MOST_S)
+
     def found(self, again_s: float) -> None:
         """See Waker."""
         if self._listening and again_s >= _DEAF_S:
             with _lost():
                 self._connection.execute(_REST_SQL)
-            self._listening, self._before = False, None
+            self._listening = False
         self._again = not self._listening
 
     def close(self) -> None:
         """See Waker."""
         self._pool_connection.invalidate()
 
+    def _begin(self) -> None:
+        self._since, self._warned = time.monotonic(), False
+        self._listen()
+
     def _listen(self) -> None:
         answers = self._connection.execute(_WAIT_SQL)
-        answers.nextset()
-        (self._holds,) = answers.fetchone()
         answers.nextset()
         (self._before,) = answers.fetchone()
         self._listening, self._older = True, -1
 
     def _ended(self) -> bool:
-        """Whether a transaction that tells nobody may have ended since it was last asked."""
-        if not self._holds:  # a writer was just looking at the lock, or another program took it
+        """Whether a transaction that tells nobody may have ended since it was last asked, or one has told meanwhile."""
+        if self._before is None:  # a writer was just looking at the lock, or another program took it
             self._listen()
+            if self._before is None and not self._warned and time.monotonic() - self._since > _TAKEN_S:
+                self._warned = True
+                held = f"advisory lock {WAITING_KEY} of this database"
+                _log.warning("notify_lock_taken", held=held, effect="the outbox is looked at five times a second")
             return True
+        self._heard = False
         before, (self._older,) = self._older, self._connection.execute(_OLDER_SQL, (self._before,)).fetchone()
-        if not self._older:
-            self._before = None
-        return before != self._older
+        return self._heard or before != self._older
 
     def _told(self) -> bool:
         """Whether there was a notification; asked for each change, and so of libpq itself."""
@@ -111,9 +127,8 @@ class NotifyWaker:
             told = True
         return told
 
-
-def _heard(_notification: object) -> None:
-    """Whoever listens anew, or stops it, looks into the outbox anyway."""
+    def _hear(self, _notification: object) -> None:
+        self._heard = True
 
 
 @contextmanager

@@ -361,35 +361,41 @@ def test_a_batch_among_the_reports_is_refused(attack: Attack) -> None:
     attack.expect("st1", "sender", lambda: attack.to_primary(attack.batch("st2")))
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"quarantined": 2**63},
-        {"sequence": 2**64 - 1},
-        {"epoch": -(2**63), "quarantined": -5},
-        {"lag_ms": float("nan")},
-        {"hash": bytes(1_000_000)},
-        {"reason": "nul \x00 in it", "last_full_sync": "x" * 100},
-        {"state": "dancing", "refused": {"x" * 1000: 2**63}},
-    ],
-    ids="+".join,
+HOSTILE: tuple[dict[str, Any], ...] = (
+    {"quarantined": 2**63},
+    {"sequence": 2**64 - 1},
+    {"epoch": -(2**63)},
+    {"quarantined": -5},
+    {"lag_ms": float("nan")},
+    {"hash": bytes(1_000_000)},
+    {"reason": "nul \x00 in it"},
+    {"last_full_sync": "nul \x00 in it"},
+    {"last_full_sync": "x" * 100},
+    {"state": "ready\x00"},
+    {"refused": {"x" * 1000: 1}},
+    {"refused": {"nul \x00 in it": 1}},
+    {"refused": {"x": 2**63}},
 )
+
+
 def test_a_secondary_cannot_stop_the_primary_by_a_report(
-    new_cluster: MakeCluster, vhost_url: str, database_kind: str, changed: dict[str, Any]
+    new_cluster: MakeCluster, vhost_url: str, database_kind: str
 ) -> None:
-    """TRAPS 12, 34: a report with values that no database takes, rightly signed."""
+    """TRAPS 12, 34: reports with values that no database takes, rightly signed."""
     cluster = new_cluster(database_kind, broker_url=vhost_url, nodes=("st1", "st2"))
     cluster.primary.start()
     wait_running(cluster.primary)
     pki = cluster.primary.home.parent / "pki"
     attack = Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2"), "st1"))
-    attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, **changed)))
+    for count, changed in enumerate(HOSTILE, 1):
+        attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, **changed)))
+        wait_told(
+            lambda count=count: attack.refused("st1", "malformed") == count,  # type: ignore[misc]
+            lambda changed=changed: (changed, attack.counts(cluster.primary, "malformed")),  # type: ignore[misc]
+            SOON_S,
+        )
+    attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, state="dancing")))  # as a later version may
     attack.to_primary(b"the last word")
-    wait_told(
-        lambda: attack.refused("st1", "malformed"),
-        lambda: attack.counts(cluster.primary, "malformed"),
-        SOON_S,
-    )
     cluster.nodes["st2"].start()
     attack.goes_on()
     found = cluster.primary.command("status", "--json")

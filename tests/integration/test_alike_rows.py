@@ -128,6 +128,17 @@ def test_a_bad_row_takes_none_of_its_neighbours_along(pipeline: Pipeline, bad: s
         assert pipeline.secondary.rows("SELECT count(*) FROM unit") == [(120,)], place
 
 
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_what_a_program_says_of_the_number_of_its_rows_makes_no_difference(pipeline: Pipeline, count: int) -> None:
+    """README, the outbox contract: such a change is no place that a trigger kept and did not need."""
+    by_program = OF_UNITS.replace(", 1)", ", 0)")
+    pipeline.primary.execute(by_program, c=COLUMNS, r='["7","a",null],["8","b",null]', n=count)
+    pipeline.primary.execute(by_program, c=COLUMNS, r='["9","c"]', n=count)
+    pipeline.move()
+    assert pipeline.secondary.rows("SELECT id FROM unit ORDER BY id") == [(7,), (8,)]
+    assert pipeline.primary.rows("SELECT rows_json FROM stsync_rejected") == [('["9","c"]',)]
+
+
 def test_a_long_bad_row_is_set_aside_too(pipeline: Pipeline) -> None:
     """README, the outbox contract; TRAPS 29: a row that is cut into several frames must begin each of them as a frame begins."""
     pipeline.primary.execute(OF_UNITS, c=COLUMNS, r=LATE, n=700)

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from common.database import Database
 from common.dialects.base import Waker
-from common.dialects.postgresql_waker import CHANNEL, WAITING_KEY
+from common.dialects.postgresql_waker import CHANNEL, WAITING_KEY, NotifyWaker
 from common.errors import Unavailable
 from common.settings import DatabaseSettings
 from common.stop import Stop
@@ -34,8 +34,8 @@ def database(new_database: NewDatabase) -> Database:
 
 
 @pytest.fixture
-def waker(database: Database) -> Iterator[Waker]:
-    with closing(database.dialect.waker(database.engine, Stop(), (0.001, 0.1))) as found:
+def waker(database: Database) -> Iterator[NotifyWaker]:
+    with closing(NotifyWaker(database.engine, Stop())) as found:
         assert found.wait(30), "look once when it is known who was open"
         yield found
 
@@ -99,6 +99,22 @@ def test_a_transaction_that_was_open_before_anybody_waited_is_not_missed(databas
     assert time.monotonic() - begun > 0.29, "there is nobody left to wait for"
 
 
+def test_a_word_that_comes_while_older_transactions_are_counted_is_heard(database: Database, waker: NotifyWaker) -> None:
+    """The driver takes it with the answer, and libpq then knows of none."""
+    with database.connect() as writer:
+        writer.execute(text("SELECT pg_current_xact_id()"))
+        waker.found(LATER_S)
+        assert waker.wait(0)
+        assert waker.wait(0), "look again, told from here on"
+        assert waker.wait(30), "look once when its number is known"
+        for _ in range(20):
+            assert not waker._ended()
+            tell(database)
+            assert waker._ended()
+        tell(database)
+        assert waker.wait(30)
+
+
 def test_where_another_program_holds_the_lock_the_outbox_is_looked_at_again_and_again(
     database: Database, waker: Waker
 ) -> None:
@@ -108,6 +124,10 @@ def test_where_another_program_holds_the_lock_the_outbox_is_looked_at_again_and_
         assert other.execute(text(f"SELECT pg_try_advisory_lock_shared({WAITING_KEY})")).scalar_one()
         assert waker.wait(0)
         assert all(waker.wait(30) for _ in range(5))
+        older = other.execute(text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")).scalar_one()
+        assert all(waker.wait(30) for _ in range(5))
+        newer = other.execute(text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")).scalar_one()
+        assert newer == older, "which uses up no numbers of transactions"
         other.execute(text(f"SELECT pg_advisory_unlock_shared({WAITING_KEY})"))
         other.rollback()
     assert waker.wait(30)
