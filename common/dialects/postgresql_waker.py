@@ -53,7 +53,6 @@ class NotifyWaker:
         self._listening = self._again = self._heard = False
         self._before: str | None = None  # the transaction that took the lock; None while another program has it
         self._older = -1  # how many older than that are open, as last counted; 0 for good
-        self._since = 0.0
         with _lost():
             self._begin()
 

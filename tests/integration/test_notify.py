@@ -46,6 +46,13 @@ def tell(database: Database) -> None:
         connection.commit()
 
 
+def rest(waker: Waker) -> None:
+    """As after a flood: it looks by itself, and is told again from the second look on."""
+    waker.found(LATER_S)
+    assert waker.wait(0), "look once more, without having been told"
+    assert waker.wait(0), "look again, told from here on"
+
+
 def test_a_commit_wakes_who_waits(database: Database, waker: Waker) -> None:
     assert not waker.wait(0)
     teller = threading.Timer(0.1, tell, [database])
@@ -84,9 +91,7 @@ def test_a_transaction_that_was_open_before_anybody_waited_is_not_missed(databas
     with database.connect() as writer, database.connect() as other:
         for connection in (writer, other):
             connection.execute(text("SELECT pg_current_xact_id()"))
-        waker.found(LATER_S)
-        assert waker.wait(0)
-        assert waker.wait(0), "look again, told from here on"
+        rest(waker)
         assert waker.wait(30), "look once when their number is known"
         assert not waker.wait(0.3), "they are still open"
         writer.commit()
@@ -103,9 +108,7 @@ def test_a_word_that_comes_while_older_transactions_are_counted_is_heard(databas
     """The driver takes it with the answer, and libpq then knows of none."""
     with database.connect() as writer:
         writer.execute(text("SELECT pg_current_xact_id()"))
-        waker.found(LATER_S)
-        assert waker.wait(0)
-        assert waker.wait(0), "look again, told from here on"
+        rest(waker)
         assert waker.wait(30), "look once when its number is known"
         for _ in range(20):
             assert not waker._ended()
