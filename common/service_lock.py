@@ -57,7 +57,8 @@ class ServiceLock:
         try:
             if self._connection is None:
                 self.take()
-                self._log.info("lock_taken_again")
+                if not self._stop.is_set():
+                    self._log.info("lock_taken_again")
                 return
             with self._database.guard():
                 self._connection.exec_driver_sql("SELECT 1")

@@ -117,7 +117,7 @@ class Sender:
             return False
         messages = self._messages(first, min(room, head - first + 1, _PAGE))
         if not messages:
-            return self._after_hole(first)
+            return self._after_hole(first, head)
         for sequence, message in messages:
             with self._state:
                 if self._next != sequence:
@@ -140,14 +140,15 @@ class Sender:
         with self._database.connect(read_only=True) as connection:
             return journal.read(connection, first, count, _PAGE_BYTES)
 
-    def _after_hole(self, first: int) -> bool:
+    def _after_hole(self, first: int, head: int) -> bool:
         """The journal lacks what is due next (somebody deleted it; it never prunes the unpublished): go on after the hole,
-        and the secondaries will ask for a full synchronization. False when there is nothing after it."""
+        and the secondaries will ask for a full synchronization."""
         with self._database.connect(read_only=True) as connection:
-            available = journal.first_sequence(connection, first)
-        if available in (0, first):
-            return available == first
-        self._log.error("unpublished_batches_missing", first=first, next=available, effect="secondaries need a full sync")
+            available = journal.first_sequence(connection, first) or head + 1
+        if available != first:
+            self._log.error(
+                "unpublished_batches_missing", first=first, next=available, effect="secondaries need a full sync"
+            )
         with self._state:
             if self._next == first:
                 self._next = available
