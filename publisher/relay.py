@@ -158,7 +158,7 @@ class Relay:
             ids += page.ids
             held += self._composed(drain, page)
             if _bytes_in(held) > _HOLD_BYTES:
-                journal.append(Script(writer), self.position.epoch, held)
+                journal.append(self._database.dialect.script(writer, _HOLD_BYTES), self.position.epoch, held)
                 held = []
         if not ids:
             return None
@@ -173,7 +173,7 @@ class Relay:
         """As _drain_pages, of pages read already and those that follow: while one is composed, the next is read and what was composed
         before is written, each on its own connection; no more than a few pages are in memory."""
         drain = _Drain(Composer(self._writer, self.position, self._settings.batch_bytes))
-        script = Script(writer)
+        script = self._database.dialect.script(writer, _LONG_CHARACTERS)
         taking = taken.Taking(script, self._database.dialect, self._taken)
 
         def file(batches: Sequence[Batch], ids: Sequence[int]) -> None:

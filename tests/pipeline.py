@@ -1,6 +1,7 @@
 """Primary and secondary in this process, without a broker: what the relay drains is handed to the applier as it is."""
 
 from dataclasses import replace
+from typing import Any
 
 from common import nodestate, runtime
 from common.broker import Delivery
@@ -73,6 +74,12 @@ class Pipeline:
             " (SELECT 1 FROM stsync_taken t WHERE o.id BETWEEN t.first_id AND t.last_id)"
         )
         return int(self.primary.rows(statement)[0][0])
+
+    def session(self, statement: str) -> list[tuple[Any, ...]]:
+        """What the secondary's own session answers."""
+        rows = [tuple(row) for row in self._connection.exec_driver_sql(statement)]
+        self._connection.rollback()
+        return rows
 
     def wrong(self) -> list[str]:
         """What is not as it should be after a move: rows that differ, changes that wait."""

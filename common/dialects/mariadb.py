@@ -25,7 +25,7 @@ from common.dialects.base import (
 )
 from common.dialects.mariadb_capture import row_json, triggers
 from common.dialects.mariadb_driver import Connection as Driver
-from common.dialects.mariadb_script import CompoundScript
+from common.dialects.mariadb_script import CompoundScript, PreparedScript
 from common.dialects.mariadb_values import quote
 from common.dialects.mariadb_writer import MariadbWriter
 from common.dialects.polling import PollWaker
@@ -185,7 +185,7 @@ class Mariadb(ToldByTriggers):
 
     def script(self, connection: Connection, size: int) -> Script:
         """See EngineDialect."""
-        return CompoundScript(connection) if size <= SMALL else Script(connection)
+        return CompoundScript(connection) if size <= SMALL else PreparedScript(connection)
 
     def take_sql(self) -> str | None:
         """See EngineDialect: a DELETE would wait for every open transaction that wrote into the outbox."""

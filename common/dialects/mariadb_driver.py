@@ -14,6 +14,8 @@ from pymysql.protocol import OKPacketWrapper
 _KEPT: Final = 32
 _TOO_MANY: Final = 1461  # max_prepared_stmt_count
 _TEXT: Final = b"\xfd\x00"  # MYSQL_TYPE_VAR_STRING, in the connection's character set
+_BYTES: Final = b"\xfc\x00"  # MYSQL_TYPE_BLOB
+_INTEGER: Final = b"\x08\x00"  # MYSQL_TYPE_LONGLONG
 
 
 class _Lengths(dict[int, bytes]):
@@ -98,3 +100,18 @@ def execution(number: int, values: Sequence[str | None]) -> bytes:
     parts[::2] = [_LENGTHS[len(text)] for text in texts]
     parts[1::2] = texts
     return b"".join([struct.pack("<IBI", number, 0, 1), nulls, b"\x01", _TEXT * len(values), *parts])
+
+
+def execution_of_any(number: int, values: Sequence[str | bytes | int | float]) -> bytes:
+    """As `execution`, of texts, bytes and numbers."""
+    kinds, parts = [], []
+    for value in values:
+        if isinstance(value, int):
+            kinds.append(_INTEGER)
+            parts.append(struct.pack("<q", value))
+            continue
+        kinds.append(_BYTES if isinstance(value, bytes) else _TEXT)
+        data = value if isinstance(value, bytes) else str(value).encode()
+        parts += [_LENGTHS[len(data)], data]
+    nulls = bytes((len(values) + 7) // 8)
+    return b"".join([struct.pack("<IBI", number, 0, 1), nulls, b"\x01", *kinds, *parts])
