@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import orjson
@@ -27,6 +27,8 @@ import orjson
 from common.errors import MessageRefused
 
 SEPARATOR: Final = ",\n"
+MAX_NAME: Final = 255  # characters of a table's name; what stores it must take it (common.bookkeeping)
+_MAX_COLUMNS: Final = 32_767  # SQLite's, the most of all
 _LENGTH: Final = 4
 GENESIS: Final = bytes(32)
 
@@ -58,12 +60,12 @@ class Frame(msgspec.Struct, array_like=True, frozen=True):
     nothing cascaded.
     """
 
-    table: str
+    table: Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^[^\x00]*$")]
     kind: Kind
     columns: tuple[str, ...]
     count: int
     rows: str
-    key: int = 0
+    key: Annotated[int, msgspec.Meta(ge=0, le=_MAX_COLUMNS)] = 0
     loose: bool = False
     unchecked: bool = False
 
@@ -107,8 +109,10 @@ def decode_frames(parts: Iterable[bytes], *, max_frame_bytes: int) -> Iterator[F
 def _decode(data: memoryview) -> Frame:
     try:
         frame = _decoder.decode(bytes(data))
-    except msgspec.MsgspecError as exc:
+    except ValueError as exc:  # of msgspec, or bytes of a text that are no UTF-8
         raise MessageRefused("malformed", "a change set holds something that is no change") from exc
+    if "\0" in frame.rows or any("\0" in name for name in frame.columns):  # no text of a database holds it, nor does JSON
+        raise MessageRefused("malformed", f"a frame of table {frame.table} holds a NUL")
     if frame.count < 1 or frame.rows.count(SEPARATOR) != frame.count - 1 or not frame.rows.startswith("["):
         raise MessageRefused(
             "malformed", f"a frame of table {frame.table} does not hold the {frame.count} rows it announces"
@@ -137,7 +141,10 @@ def keys_of(frame: Frame, key_columns: int) -> list[Key]:
     keys: list[Key] = key_pattern(key_columns).findall(frame.rows)
     if len(keys) != frame.count:
         raise MessageRefused("malformed", f"a row of table {frame.table} does not begin with its key")
-    return [_plain(key) for key in keys] if "\\" in frame.rows else keys
+    try:
+        return [_plain(key) for key in keys] if "\\" in frame.rows else keys
+    except ValueError as exc:
+        raise MessageRefused("malformed", f"a key of table {frame.table} is no JSON") from exc
 
 
 def _plain(key: Key) -> Key:
@@ -150,6 +157,14 @@ def _encoded(value: str) -> str:
     return msgspec.json.encode(msgspec.json.decode(value)).decode() if "\\" in value else value
 
 
+def values_of(row: str) -> list[Any]:
+    """A row's values; raises ValueError where it is no JSON array, as of a program that only says it were a trigger."""
+    found = orjson.loads(row)
+    if not isinstance(found, list):
+        raise ValueError("a row that is no array")  # noqa: TRY004 (as where it is no JSON)
+    return found
+
+
 def without_old_key(row: str, key_columns: int) -> str:
-    """The new row of a `rekey` row."""
-    return orjson.dumps(orjson.loads(row)[key_columns:]).decode()
+    """The new row of a `rekey` row; raises ValueError as `values_of`."""
+    return orjson.dumps(values_of(row)[key_columns:]).decode()

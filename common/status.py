@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import capture_check, freshness, nodestate, troubles
+from common import capture_check, freshness, nodestate, service_lock, troubles
 from common.bookkeeping import journal, rejected, reports, waiting
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
@@ -82,7 +82,7 @@ def service_runs(database: Database) -> bool:
     connection = database.open()
     try:
         with database.guard():
-            return not database.dialect.lock(connection)
+            return not service_lock.lock(database, connection)
     finally:
         connection.close()
 

@@ -276,7 +276,7 @@ def encode_body(body: msgspec.Struct) -> bytes:
 def _parse(data: bytes, kind: type[Parsed]) -> Parsed:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except msgspec.MsgspecError as exc:
+    except ValueError as exc:  # of msgspec, or bytes of a text that are no UTF-8
         raise MessageRefused("malformed", f"a message whose {kind.__name__.lower()} cannot be read") from exc
 
 

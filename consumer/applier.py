@@ -187,7 +187,7 @@ class Applier:
             if newer:
                 self._freshness.judge(message.header)
             self._answers.take(answer.number)
-            if newer and answer.asked == self._position.sequence + 1 and answer.journal_first > answer.asked:
+            if newer and answer.asked == self._assembly.position.sequence + 1 and answer.journal_first > answer.asked:
                 self._give_up(connection, self._past_retention(answer.journal_first))
         else:
             raise MessageRefused("sender", f"a {kind} message where only the primary speaks")

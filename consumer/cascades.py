@@ -5,11 +5,12 @@ the row of a waiting one is gone, or refers to another parent. It happens again 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import orjson
 
-from common.changes import Frame, Kind
+from common.changes import Frame, Kind, values_of
 from common.schema import Column, HandedOn, ListedTable
 from consumer.overtaking import row_keys
 from consumer.plan import Step
@@ -43,7 +44,9 @@ class Lost:
         for frame in frames:
             if frame.table in wanted and frame.kind in (Kind.DELETE, Kind.REKEY) and frame.table in self.listed:
                 keys = row_keys(frame, self.listed[frame.table], old=frame.kind is Kind.REKEY)
-                self._keys.setdefault(frame.table, set()).update(tuple(orjson.loads(f"[{key}]")) for key in keys)
+                lost = self._keys.setdefault(frame.table, set())
+                with suppress(ValueError):  # a row that is none was refused
+                    lost.update(tuple(values_of(f"[{key}]")) for key in keys)
 
     def concerns(self, step: Step) -> bool:
         """Whether the row of this single change may have been changed by what happened to them: a parent that it names lost that key,

@@ -9,15 +9,19 @@ and leaves it all values that a unique or a foreign key looks at, both wait as o
 not grow by each change of a row that is refused again and again.
 """
 
+import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
+from typing import Any
 
 import orjson
 
-from common.changes import SEPARATOR, Frame, Kind, keys_of, without_old_key
+from common.changes import SEPARATOR, Frame, Kind, keys_of, values_of, without_old_key
 from common.errors import MessageRefused
-from common.schema import ListedTable
+from common.schema import Column, ListedTable
 from consumer.plan import Step, same_key
 
 
@@ -74,6 +78,17 @@ class Later:
         keys = [] if table is None or step.kind is Kind.TRUNCATE else row_keys(step, table)
         return self._next.get((step.table, keys[0])) if keys else None
 
+    def follow(self, step: Step, table: ListedTable | None) -> None:
+        """A key update that waits, and only spells the key otherwise: what happened to the row by its new spelling did so by its
+        old one, under which older changes wait."""
+        if table is None or step.kind is not Kind.REKEY or not respells(step, table):
+            return
+        (new,), (old,) = row_keys(step, table), row_keys(step, table, old=True)
+        if (step.table, new) in self._rows:
+            self._rows.setdefault((step.table, old), self._rows[step.table, new])
+        if (step.table, new) in self._next:
+            self._next.setdefault((step.table, old), self._next[step.table, new])
+
     def left_of(self, step: Step, table: ListedTable | None) -> Step | None:
         """The single change without what is settled; None when nothing is left to do."""
         if step.table in self._emptied:
@@ -88,6 +103,8 @@ class Later:
         old = row_keys(step, table, old=True)[0]
         old_settled, new_settled = (step.table, old) in self._rows, (step.table, new[0]) in self._rows
         width = len(table.key)
+        if new_settled and respells(step, table):  # by either key the database finds the one row that there is
+            return self._rest(step, new[0], table) or self._respelled(step, old, new[0], table)
         if old_settled:  # the old key was used anew: the new row must not be made of the one that now has it
             set_ = replace(step, kind=Kind.UPDATE, rows=without_old_key(step.rows, width))
             return self._rest(set_, new[0], table)
@@ -96,6 +113,12 @@ class Later:
             names = tuple(column.name for column in table.key)
             return rest or replace(step, kind=Kind.DELETE, columns=names, rows=f"[{old}]")
         return step
+
+    def _respelled(self, step: Step, old: str, new: str, table: ListedTable) -> Step | None:
+        """Of a key update that only spells the key otherwise, that alone."""
+        if self._rows[step.table, new] is None:
+            return None
+        return replace(step, columns=step.columns[: len(table.key)], rows=f"[{old},{new}]")
 
     def _rest(self, step: Step, key: str, table: ListedTable) -> Step | None:
         """Without the columns that were set."""
@@ -106,7 +129,12 @@ class Later:
             return None
         before = width if step.kind is Kind.REKEY else 0  # values of the old key
         places = [i for i, name in enumerate(step.columns) if i < width or name not in settled]
-        values = orjson.loads(step.rows)
+        try:
+            values = values_of(step.rows)
+        except ValueError:
+            return step  # which never goes
+        if len(values) != before + len(step.columns):
+            return step
         rows = orjson.dumps(values[:before] + [values[before + i] for i in places]).decode()
         return replace(step, columns=tuple(step.columns[i] for i in places), rows=rows)
 
@@ -119,13 +147,45 @@ def joined(step: Step, reason: str, following: Step, why: str, table: ListedTabl
         return None
     if (step.key, step.unchecked) != (following.key, following.unchecked):
         return None
-    now, then = (dict(zip(one.columns, orjson.loads(one.rows), strict=False)) for one in (step, following))
+    try:
+        now, then = (dict(zip(one.columns, values_of(one.rows), strict=True)) for one in (step, following))
+    except ValueError:
+        return None
     # With other columns one reason may have two causes, such as a column that is missing for one of them only.
     if then.keys() != now.keys():
         return None
     if any(then[name] != now[name] for name in table.table.guarded & then.keys()):
         return None
     return replace(following, kind=step.kind)
+
+
+def respells(step: Step, table: ListedTable) -> bool:
+    """Whether a single key update only writes the key in another way, which to the database is the same key."""
+    new, old = row_keys(step, table), row_keys(step, table, old=True)
+    if not new or not old:
+        return False
+    try:
+        pairs = list(zip(values_of(f"[{old[0]}]"), values_of(f"[{new[0]}]"), table.key, strict=True))
+    except ValueError:
+        return False
+    return all(_same(left, right, column) for left, right, column in pairs)
+
+
+def _same(left: Any, right: Any, column: Column) -> bool:
+    """As far as it can be told without the database, whose collations know more."""
+    if left == right or column.equality == "exact" or not isinstance(left, str) or not isinstance(right, str):
+        return bool(left == right)
+    return _folded(left, column) == _folded(right, column)
+
+
+def _folded(value: str, column: Column) -> str | Decimal:
+    if column.equality == "unknown":
+        with suppress(InvalidOperation):
+            return Decimal(value)
+    if column.type.endswith("_bin"):  # a collation that only pads
+        return value.rstrip(" ")
+    plain = unicodedata.normalize("NFKD", value.casefold())
+    return "".join(one for one in plain if not unicodedata.combining(one)).rstrip(" ")
 
 
 def row_keys(frame: Frame | Step, table: ListedTable, *, old: bool = False) -> list[str]:
@@ -189,13 +249,29 @@ class Waiting:
         if step.kind is Kind.TRUNCATE:
             met = [one for one, (waiting, _) in self.steps.items() if waiting.table == step.table]
         else:
-            met = [one for key in keys_in(step, self.listed) for one in self._by_key.get((step.table, key), ())]
+            met = sorted(self._met(later, step))
         for one in met:
             if one < place and one in self.steps:
                 waiting, reason = self.steps.pop(one)
                 left = later.left_of(waiting, self.listed.get(step.table))
                 if left is not None:
                     self.steps[one] = (left, reason)
+
+    def _met(self, later: Later, step: Step) -> set[int]:
+        """Which concern a row that this one concerns, by one spelling of its key or another."""
+        table = self.listed.get(step.table)
+        keys, met = keys_in(step, self.listed), set[int]()
+        ahead = list(keys)
+        while ahead:
+            for one in self._by_key.get((step.table, ahead.pop()), set()) - met:
+                met.add(one)
+                if table is None or one not in self.steps or self.steps[one][0].kind is not Kind.REKEY:
+                    continue
+                if respells(waiting := self.steps[one][0], table):
+                    later.follow(waiting, table)
+                    ahead += keys_in(waiting, self.listed) - keys
+                    keys |= keys_in(waiting, self.listed)
+        return met
 
     def due(self) -> list[tuple[int, Step]]:
         """What may be tried again, in order; not a truncation that would delete rows that came after it."""

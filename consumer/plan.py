@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
+from common.errors import MessageRefused
 from common.schema import ListedTable
 
 _BULK = (Kind.INSERT, Kind.UPDATE, Kind.DELETE)
@@ -59,10 +60,13 @@ class _Pile:
         return steps
 
     def _final(self) -> dict[Key, tuple[Kind, str]] | None:
-        """The last state of each key; None when only the original order is right."""
+        """The last state of each key; None when only the original order is right, or where a row does not begin with its key."""
         final: dict[Key, tuple[Kind, str]] = {}
         for frame in self.frames:
-            for key, row in zip(keys_of(frame, len(self.table.key)), frame.texts(), strict=True):
+            keys = _keys(frame, self.table)
+            if keys is None:
+                return None
+            for key, row in zip(keys, frame.texts(), strict=True):
                 before = final.get(key)
                 kind: Kind | None = frame.kind
                 if before is not None:
@@ -108,10 +112,7 @@ def _after(before: Kind, now: Kind) -> Kind | None:
 def fast(
     frames: Iterable[Frame], listed: Mapping[str, ListedTable], order: Sequence[str], max_bytes: int
 ) -> list[Step] | None:
-    """The statements for these frames, `order` being the tables with parents first; None when there is no such plan.
-
-    Raises MessageRefused when a row does not begin with its key.
-    """
+    """The statements for these frames, `order` being the tables with parents first; None when there is no such plan."""
     piles: dict[str, _Pile] = {}
     for frame in frames:
         table = listed.get(frame.table)
@@ -135,6 +136,14 @@ def fast(
     return puts + deletes
 
 
+def _keys(frame: Frame, table: ListedTable) -> list[Key] | None:
+    """The key of each row; None where one does not begin with its key."""
+    try:
+        return keys_of(frame, len(table.key))
+    except MessageRefused:
+        return None
+
+
 def same_key(frame: Frame | Step, table: ListedTable) -> bool:
     """Whether the sender's table has the key that it has here; else its rows are not told apart by what tells them apart here, and
     replaying such a frame fails, and that alone."""
@@ -154,9 +163,13 @@ def ordered(frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> Itera
         if frame.kind is not Kind.UPDATE or frame.count == 1 or table is None or not same_key(frame, table):
             yield _step(frame, frame.count, frame.rows)
             continue
+        keys = _keys(frame, table)
+        if keys is None:  # the bad row fails alone
+            yield from single([frame])
+            continue
         seen: set[Key] = set()
         run: list[str] = []
-        for key, row in zip(keys_of(frame, len(table.key)), frame.texts(), strict=True):
+        for key, row in zip(keys, frame.texts(), strict=True):
             if key in seen:
                 yield _step(frame, len(run), SEPARATOR.join(run))
                 seen, run = set(), []

@@ -330,6 +330,10 @@ def _settle(
     taken: list[Failed] = []
     for name in tables:
         table = listed.get(name)
+        if table is not None and any(column.equality != "exact" for column in table.key):
+            moved = (quarantine.c.table_name == name, quarantine.c.kind == Kind.REKEY.value)
+            for entry in reversed(_found(connection, *moved, *also)):
+                later.follow(entry.step, table)
         seen: set[str] = set()  # rows of which a newer one waits
         for entry in reversed(_of_rows(connection, name, None if later.emptied(name) else later.keys(name), *also)):
             left = later.left_of(entry.step, table)

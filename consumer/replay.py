@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-import orjson
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from common.changes import SEPARATOR, Frame, Kind, without_old_key
+from common.changes import SEPARATOR, Frame, Kind, values_of, without_old_key
 from common.dialects.base import Dialect, TableWriter, run
 from common.dialects.script import Script
 from common.errors import LeftBehind, NotApplicable
@@ -326,7 +325,10 @@ class Replayer:
         if self._references is References.LOOKED_AT:
             for one in cascades:
                 child = self._listed.get(one.child)
-                if child is not None and self._dialect.left_behind(connection, table, step.rows, one, child):
+                places = {name: step.columns.index(name) for name in one.parent_columns if name in _set_by(step, table)}
+                if child is None or (step.kind is Kind.UPDATE and not places):
+                    continue  # what it does not set cannot be handed on
+                if self._dialect.left_behind(connection, table, step.rows, one, child, places):
                     raise LeftBehind(_LEFT_BEHIND.format(child=child.name, table=table.name))
             yield written
             return
@@ -352,6 +354,12 @@ class Replayer:
             names = columns if columns else tuple(c.name for c in table.key)
             known = self._writers[table.name, columns] = self._dialect.writer(table, names)
         return known
+
+
+def _set_by(step: Step, table: ListedTable) -> frozenset[str]:
+    """The columns that an update sets, but for the key, by which it finds its row."""
+    keys = {column.name for column in table.key}
+    return frozenset(step.columns) - keys if step.kind is Kind.UPDATE else frozenset()
 
 
 def _write(cursor: Any, writer: TableWriter, table: ListedTable, step: Step, *, gently: bool) -> int:
@@ -392,7 +400,7 @@ def _check_key(step: Step, table: ListedTable) -> None:
 
 def _fits(step: Step, width: int) -> bool:
     try:
-        return all(len(orjson.loads(row)) == width for row in step.rows.split(SEPARATOR))
+        return all(len(values_of(row)) == width for row in step.rows.split(SEPARATOR))
     except ValueError:
         return False
 

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from common import nodestate
-from common.changes import SEPARATOR, Kind, Position
+from common.changes import MAX_NAME, SEPARATOR, Kind, Position
 from common.database import Database
 from common.dialects.base import UNCHECKED
 from common.dialects.script import Script
@@ -242,7 +242,10 @@ class Relay:
         """What triggers write again and again, parsed once."""
         known = self._heads.get((kind, columns_json))
         if known is None:
-            known = self._heads[kind, columns_json] = (Kind(kind), msgspec.json.decode(columns_json, type=tuple[str, ...]))
+            names = msgspec.json.decode(columns_json, type=tuple[str, ...])
+            if "\0" in "".join(names):
+                raise NotApplicable("a column's name holds a NUL")
+            known = self._heads[kind, columns_json] = (Kind(kind), names)
         return known
 
     def _open(self) -> tuple[Connection, Connection]:
@@ -303,6 +306,8 @@ def _encodes(text: str) -> bool:
 
 
 def _check(row: outbox.Row) -> None:
+    if "\0" in row.rows_json or "\0" in row.table_name or len(row.table_name) > MAX_NAME:
+        raise NotApplicable("it is not what a trigger writes; programs leave `canonical` at 0")
     if not _encodes(row.rows_json) or not _encodes(row.table_name + row.columns_json):
         raise NotApplicable("a text value is not valid UTF-8 and cannot be synchronized; correct it in the table")
     if not outbox.holds(row.rows_json, row.row_count):

@@ -21,7 +21,7 @@ def dialect_for(url: str) -> tuple[Dialect, URL]:
     """The dialect of a database URL; Misconfigured when it is none we speak. The URL (a secret) is never in the text."""
     try:
         parsed = make_url(url)
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError) as exc:  # the latter of a port that is no number
         raise Misconfigured("database.url: not a database URL, such as postgresql+psycopg://user@host/name") from exc
     backend = parsed.get_backend_name()
     if backend not in _KNOWN:

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from common.dialects.script import Script
 
 CANONICAL = 1  # of an outbox row: our triggers wrote it
+NOTHING_SET: Mapping[str, int] = MappingProxyType({})
 Run = tuple[int, int]  # ids from the first to the last, without a hole
 UNCHECKED = CANONICAL + 1  # the same, for a writer who had foreign keys switched off
 
@@ -155,9 +157,16 @@ class ReplayDialect(Protocol):
         """How many rows this session has changed so far, by foreign keys and triggers too; asked where Table.cascades are."""
 
     def left_behind(
-        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+        self,
+        connection: Connection,
+        table: ListedTable,
+        rows: str,
+        cascade: Cascade,
+        child: ListedTable,
+        places: Mapping[str, int] = NOTHING_SET,
     ) -> bool:
-        """Whether rows of the child, inside its row filter, refer to any of the rows whose keys `rows` begin with."""
+        """Whether rows of the child, inside its row filter, refer to any of the rows whose keys `rows` begin with; where `places` are
+        given, to one that has another value in these columns than stands there in `rows`."""
 
     def settle(self, connection: Connection) -> None:
         """Check now what the schema defers to the commit, while it can still be rolled back to a savepoint."""
@@ -181,7 +190,13 @@ class ToldByTriggers:
         raise NotImplementedError
 
     def left_behind(
-        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+        self,
+        connection: Connection,
+        table: ListedTable,
+        rows: str,
+        cascade: Cascade,
+        child: ListedTable,
+        places: Mapping[str, int] = NOTHING_SET,
     ) -> bool:
         """See ReplayDialect: never asked."""
         raise NotImplementedError

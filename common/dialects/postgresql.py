@@ -71,7 +71,7 @@ _NOT_UTF8 = (
     "database.url: the database {name} is encoded in {encoding}, which cannot hold all texts of another node; make it anew: CREATE"
     " DATABASE … ENCODING 'UTF8' TEMPLATE template0"
 )
-_REFUSED = ("password authentication failed", "no password supplied", "does not exist")
+_REFUSED = ("password authentication failed", "no password supplied", "does not exist", "invalid connection option")
 _LOCK_KEY = 0x5354_5359_4E43  # "STSYNC"
 
 _TABLES_SQL = """
@@ -511,7 +511,11 @@ def _standing(table: ListedTable) -> str:
 
 
 def _rekeyed(table: ListedTable, old: str, new: str) -> str:
-    return " OR ".join(f"{old}.{quote(c.name)}::text IS DISTINCT FROM {new}.{quote(c.name)}::text" for c in table.key)
+    """Byte by byte, as every comparison of old with new is: to a nondeterministic collation two texts may be the same, and texts of
+    two collations cannot be compared at all."""
+    return " OR ".join(
+        f'{old}.{quote(c.name)}::text COLLATE "C" IS DISTINCT FROM {new}.{quote(c.name)}::text' for c in table.key
+    )
 
 
 def _update_body(table: ListedTable) -> str:
@@ -525,7 +529,7 @@ def _update_body(table: ListedTable) -> str:
     body = ""
     if rest:
         news, olds = (", ".join(f"{a}.{quote(c.name)}::text" for c in rest) for a in "no")
-        changed = f"ARRAY[{news}] IS DISTINCT FROM ARRAY[{olds}]"
+        changed = f'ARRAY[{news}] COLLATE "C" IS DISTINCT FROM ARRAY[{olds}]'
         both = f" AND {old} AND {new}" if table.where else ""
         body = _gathered(table, "U", f"SELECT {_row(table, now)} AS j {pairs} WHERE {changed}{both}")
     if not table.where:

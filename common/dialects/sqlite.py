@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import groupby
@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from common.dialects.base import (
+    NOTHING_SET,
     OUTBOX_COLUMNS,
     JsonNumber,
     Run,
@@ -47,6 +48,12 @@ SELECT lower(o.tbl_name), o.name, o.sql,
 FROM sqlite_master o WHERE o.type = 'trigger' AND o.name NOT LIKE 'stsync\_%' ESCAPE '\' ORDER BY o.name
 """
 _ROWS_JSON = OUTBOX_COLUMNS.split(", ").index("rows_json")
+# As what they are declared, whatever a program stored: a column of SQLite takes any value, and drivers store bytes as a BLOB.
+_READ_SQL = "SELECT " + ", ".join(
+    f"CAST({name} AS {'TEXT' if name in ('table_name', 'kind', 'columns_json', 'rows_json') else 'INTEGER'})"
+    for name in OUTBOX_COLUMNS.split(", ")
+)
+_LOCK = "stsync_lock"  # in a connection's info
 _VIOLATIONS = "stsync_violations"
 _UNENFORCED = "stsync_unenforced"
 _MARK_SQL = "INSERT INTO stsync_replaying (id) VALUES (1)"
@@ -169,6 +176,8 @@ class Sqlite:
             connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
         )
 
+        event.listen(engine, "close", _release)
+
         @event.listens_for(engine, "connect")
         def pin(connection: Any, _record: Any) -> None:
             connection.isolation_level = None
@@ -220,7 +229,7 @@ class Sqlite:
         except OSError as exc:
             handle.close()
             raise _unfit(path, f"the service's lock file cannot be locked: {exc.strerror}") from exc
-        connection.info["stsync_lock"] = handle  # lives, and holds the lock, as long as the connection
+        connection.info[_LOCK] = handle  # lives, and holds the lock, as long as the connection
         return True
 
     def tidy(self, engine: Engine) -> None:
@@ -391,16 +400,24 @@ class Sqlite:
         return int(driver.total_changes)
 
     def left_behind(
-        self, connection: Connection, table: ListedTable, rows: str, cascade: Cascade, child: ListedTable
+        self,
+        connection: Connection,
+        table: ListedTable,
+        rows: str,
+        cascade: Cascade,
+        child: ListedTable,
+        places: Mapping[str, int] = NOTHING_SET,
     ) -> bool:
         """See ReplayDialect. The comparison is the parent's (foreignkeys.html, section 3)."""
         keys = " AND ".join(f"p.{quote(c.name)} = ?{i + 1}" for i, c in enumerate(table.key))
         pairs = zip(cascade.parent_columns, cascade.columns, strict=True)
         met = " AND ".join(f"p.{quote(theirs)} = c.{quote(ours)}" for theirs, ours in pairs)
         children = f"(SELECT * FROM {quote(child.name)} WHERE ({child.where}))" if child.where else quote(child.name)
-        statement = f"SELECT 1 FROM {quote(table.name)} p JOIN {children} c ON {met} WHERE {keys} LIMIT 1"
+        other = " OR ".join(f"p.{quote(name)} IS NOT ?{i + 1}" for name, i in places.items())
+        changed = f" AND ({other})" if places else ""
+        statement = f"SELECT 1 FROM {quote(table.name)} p JOIN {children} c ON {met} WHERE {keys}{changed} LIMIT 1"
         cursor = raw_cursor(connection)
-        width = len(table.key)
+        width = max((len(table.key), *(place + 1 for place in places.values())))
         found = any(cursor.execute(statement, row[:width]).fetchone() is not None for row in values(rows))
         cursor.close()
         return found
@@ -428,10 +445,16 @@ class Sqlite:
         return NotApplicable(str(exc))
 
 
+def _release(_connection: Any, record: Any) -> None:
+    """With the connection ends the lock that it held."""
+    if (held := record.info.pop(_LOCK, None)) is not None:
+        held.close()
+
+
 def _read_outbox(
     link: sqlite3.Connection, after: int, limit: int, max_bytes: int | None, without: Sequence[Run]
 ) -> list[tuple[Any, ...]]:
-    statement = f"SELECT {OUTBOX_COLUMNS} FROM stsync_outbox WHERE id > ?{outside(without)} ORDER BY id LIMIT ?"
+    statement = f"{_READ_SQL} FROM stsync_outbox WHERE id > ?{outside(without)} ORDER BY id LIMIT ?"
     found: list[tuple[Any, ...]] = []
     room = max_bytes
     with closing(link.execute(statement, (after, limit))) as cursor:  # one that is left half read keeps its snapshot

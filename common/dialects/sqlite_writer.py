@@ -24,7 +24,7 @@ def values(rows: str) -> list[list[Any]]:
     try:
         parsed: list[list[Any]] = orjson.loads(f"[{rows}]")
         return [[_plain(v) for v in row] for row in parsed] if "{" in rows else parsed
-    except ValueError as exc:
+    except (ValueError, TypeError) as exc:
         raise NotApplicable("a row that is no list of values of SQLite") from exc
 
 

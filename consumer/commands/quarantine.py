@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from common import exits
+from common import exits, service_lock
 from common.catalog import listed_tables
 from common.commands.options import ConfigOption, JsonOption
 from common.database import Database
@@ -53,7 +53,7 @@ def show(
     """Show one with its values; exit 1, as it remains."""
     database, settings = _open(config)
     entry = _one(database, settings, entry_id)
-    document = _document(entry) | {"columns": list(entry.step.columns), "row": json.loads(entry.step.rows)}
+    document = _document(entry) | {"columns": list(entry.step.columns), "row": _parsed(entry.step.rows)}
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False))
     else:
@@ -112,7 +112,7 @@ def _retry(database: Database, settings: Settings, ids: list[int]) -> None:
     if not ids:
         return
     with database.connect() as connection:
-        if database.dialect.lock(connection):
+        if service_lock.lock(database, connection):
             listed = listed_tables(database, connection, settings)
             connection.rollback()
             replayer = Replayer(database.dialect, listed, settings.replay.statement_bytes)
@@ -137,7 +137,7 @@ def _document(entry: Entry) -> dict[str, Any]:
         "id": entry.id,
         "table": entry.step.table,
         "kind": entry.step.kind.name.lower(),
-        "key": json.loads(f"[{entry.key}]"),
+        "key": _parsed(f"[{entry.key}]"),
         "reason": entry.reason,
         "epoch": entry.epoch,
         "sequence": entry.sequence,
@@ -145,6 +145,14 @@ def _document(entry: Entry) -> dict[str, Any]:
         "first": iso(entry.first_ms),
         "last": iso(entry.last_ms),
     }
+
+
+def _parsed(text: str) -> Any:
+    """A row, or the text itself where it is none and waits for that reason."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _print(found: list[Entry], empty: str = "nothing is quarantined on this node") -> None:

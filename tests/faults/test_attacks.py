@@ -387,11 +387,13 @@ def test_a_secondary_cannot_stop_the_primary_by_a_report(
     wait_running(cluster.primary)
     pki = cluster.primary.home.parent / "pki"
     attack = Attack(cluster, vhost_url, pki, Topology("mft", ("st1", "st2"), "st1"))
-    for count, changed in enumerate(HOSTILE, 1):
-        attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, **changed)))
+    bodies = [report(time.time_ns() // 1000, **changed) for changed in HOSTILE]
+    bodies.append(report(time.time_ns() // 1000, reason="no UTF-8: ....").replace(b"....", b"\xff\xfe\xff\xfe"))
+    for count, body in enumerate(bodies, 1):
+        attack.to_primary(sent_report(attack, body))
         wait_told(
             lambda count=count: attack.refused("st1", "malformed") == count,  # type: ignore[misc]
-            lambda changed=changed: (changed, attack.counts(cluster.primary, "malformed")),  # type: ignore[misc]
+            lambda body=body: (body[:300], attack.counts(cluster.primary, "malformed")),  # type: ignore[misc]
             SOON_S,
         )
     attack.to_primary(sent_report(attack, report(time.time_ns() // 1000, state="dancing")))  # as a later version may

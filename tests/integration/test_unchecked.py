@@ -5,6 +5,7 @@ SQLite has them switched off unless a program says otherwise; dumps of MariaDB s
 subscriptions on PostgreSQL."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
+from consumer import retries
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, make_cluster
+from tests.integration.test_refused_rows import Clock
 from tests.pipeline import Pipeline
 
 SCHEMA = (
@@ -159,3 +162,28 @@ def test_where_a_node_may_not_switch_foreign_keys_off_such_a_change_waits_and_sa
     assert all("GRANT SET ON PARAMETER session_replication_role" in reason for _, _, reason in found)
     assert family.secondary.rows("SELECT count(*) FROM member") == [(4,)]
     assert family.secondary.rows("SELECT count(*) FROM grp") == [(4,)]
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_a_parent_that_waits_goes_though_it_has_children(
+    family: Pipeline, blindly: Blindly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRAPS 29: an update that sets nothing to which a child refers is handed on to none; one that does, to those alone that refer to
+    what it changes. (On the others each change says how its writer had it.)"""
+    family.secondary.execute("INSERT INTO grp VALUES (99, 'taken', 'local')", "CREATE UNIQUE INDEX grp_note ON grp (note)")
+    family.secondary.execute("UPDATE grp SET note = 'held' WHERE id = 99")
+    family.primary.execute("UPDATE grp SET note = 'held' WHERE id = 1")  # `code`, to which hints refer, stays as it is
+    family.move()
+    blindly("UPDATE grp SET code = 'taken' WHERE id = 2")
+    family.move()
+    assert family.secondary.rows("SELECT count(*) FROM stsync_quarantine") == [(2,)]
+    family.secondary.execute("DELETE FROM grp WHERE id = 99")
+    clock = Clock(time.monotonic() + 60)
+    monkeypatch.setattr(retries, "time", clock)
+    for _ in range(4):
+        family.move()
+        clock.now += 60
+    assert family.secondary.rows("SELECT note FROM grp WHERE id = 1") == [("held",)]
+    waiting = family.secondary.rows("SELECT row_json, reason FROM stsync_quarantine")
+    assert [row for row, _ in waiting] == ['[2,"taken","b"]']
+    assert "hint" in str(waiting[0][1])
