@@ -36,8 +36,10 @@ def canonical(
             raise NotApplicable(f"a row has {len(row)} values; {len(columns) + old_keys} are due for kind {kind}")
         if None in (*row[:old_keys], *(row[old_keys + place] for place in places[: len(table.key)])):
             raise NotApplicable("a row whose key is NULL cannot be told from others and is not synchronized; give it a key")
-        ordered = [*row[:old_keys], *(row[old_keys + place] for place in places)]
-        texts.append("[" + ",".join(dialect.json_value(value) for value in ordered) + "]")
+        old, key = row[:old_keys], [row[old_keys + place] for place in places[: len(table.key)]]
+        rest = [row[old_keys + place] for place in places[len(table.key) :]]
+        keys = [dialect.json_key(*pair) for values in (old, key) for pair in zip(values, table.key, strict=False)]
+        texts.append("[" + ",".join([*keys, *map(dialect.json_value, rest)]) + "]")
     return table.name, what, tuple(columns[place].name for place in places), len(texts), SEPARATOR.join(texts)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from common.dialects.script import Script
 
 CANONICAL = 1  # of an outbox row: our triggers wrote it
-NOTHING_SET: Mapping[str, int] = MappingProxyType({})
 Run = tuple[int, int]  # ids from the first to the last, without a hole
 UNCHECKED = CANONICAL + 1  # the same, for a writer who had foreign keys switched off
 
@@ -163,7 +161,7 @@ class ReplayDialect(Protocol):
         rows: str,
         cascade: Cascade,
         child: ListedTable,
-        places: Mapping[str, int] = NOTHING_SET,
+        places: Mapping[str, int],
     ) -> bool:
         """Whether rows of the child, inside its row filter, refer to any of the rows whose keys `rows` begin with; where `places` are
         given, to one that has another value in these columns than stands there in `rows`."""
@@ -196,7 +194,7 @@ class ToldByTriggers:
         rows: str,
         cascade: Cascade,
         child: ListedTable,
-        places: Mapping[str, int] = NOTHING_SET,
+        places: Mapping[str, int],
     ) -> bool:
         """See ReplayDialect: never asked."""
         raise NotImplementedError
@@ -291,6 +289,9 @@ class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Prot
     def json_value(self, value: Any) -> str:
         """A value that a program wrote into the outbox as JSON (None, bool, str, JsonNumber, list, dict), as a frame holds it;
         NotApplicable when it is none (see `json_text`)."""
+
+    def json_key(self, value: Any, column: Column) -> str:
+        """As `json_value`, for a column of the key: as the database would write it once it is stored, as far as that can be told."""
 
 
 class JsonNumber(str):

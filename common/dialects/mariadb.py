@@ -132,6 +132,11 @@ class Mariadb(ToldByTriggers):
         """See Dialect."""
         return json_text(value, true='"1"', false='"0"')
 
+    def json_key(self, value: Any, column: Column) -> str:
+        """See Dialect: a number and its text are one already."""
+        del column
+        return self.json_value(value)
+
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""
         engine = create_engine(

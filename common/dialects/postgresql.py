@@ -172,6 +172,11 @@ class Postgresql(ToldByTriggers):
         """See Dialect."""
         return json_text(value, true='"true"', false='"false"')
 
+    def json_key(self, value: Any, column: Column) -> str:
+        """See Dialect: a number and its text are one already."""
+        del column
+        return self.json_value(value)
+
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect."""
         isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"

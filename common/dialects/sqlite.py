@@ -18,7 +18,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from common.dialects.base import (
-    NOTHING_SET,
     OUTBOX_COLUMNS,
     JsonNumber,
     Run,
@@ -62,6 +61,7 @@ _TAGGED = {  # how values that JSON has no form for are written (TRAPS 30)
     "r": re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|Inf)"),
     "x": re.compile(r"(?:[0-9A-Fa-f]{2})*"),
 }
+_WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 _PASSIVE = ("NO ACTION", "RESTRICT")
 _DEFERRED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%INITIALLY%DEFERRED%' LIMIT 1"
 # Result codes that say that the database, not the change, is the trouble.
@@ -161,6 +161,16 @@ class Sqlite:
             if tag in _TAGGED and type(text) is str and _TAGGED[tag].fullmatch(text):
                 return f'{{"{tag}":"{text}"}}'
         return json_text(value, true="1", false="0")
+
+    def json_key(self, value: Any, column: Column) -> str:
+        """See Dialect: by the column's affinity (datatype3.html, 3.1 to 3.4), which makes a text a number, and a number a text."""
+        if not isinstance(value, str):
+            return self.json_value(value)
+        kind = column.type.upper()
+        if "INT" not in kind and any(word in kind for word in ("CHAR", "CLOB", "TEXT")):
+            return self.json_value(str(value))
+        number = value.strip(" ")
+        return self.json_value(JsonNumber(int(number)) if "INT" in kind and _WHOLE.fullmatch(number) else value)
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:
         """See EngineDialect. Transactions begin with the write lock, but for those that only read."""
@@ -406,7 +416,7 @@ class Sqlite:
         rows: str,
         cascade: Cascade,
         child: ListedTable,
-        places: Mapping[str, int] = NOTHING_SET,
+        places: Mapping[str, int],
     ) -> bool:
         """See ReplayDialect. The comparison is the parent's (foreignkeys.html, section 3)."""
         keys = " AND ".join(f"p.{quote(c.name)} = ?{i + 1}" for i, c in enumerate(table.key))

@@ -1,16 +1,14 @@
 """Texts that a collation takes for the same: to write one otherwise is a change (TRAPS 30), and what waits for a row under one
 spelling of its key is overtaken by what comes under another (TRAPS 29)."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from consumer import retries
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, make_cluster
-from tests.integration.test_refused_rows import Clock
+from tests.integration.test_silent_cascades import free
 from tests.pipeline import Pipeline
 
 COLUMNS = "v VARCHAR(40), u VARCHAR(40) UNIQUE"  # of collations that may be the same as the key's, or not
@@ -58,7 +56,6 @@ CHANGES: dict[str, tuple[str, ...]] = {
         "UPDATE t SET v = 'new', u = 'y' WHERE name = 'Beta'",
     ),
 }
-Make = Callable[..., Pipeline]
 
 
 @pytest.fixture
@@ -107,11 +104,44 @@ def test_the_newest_stands_whatever_waited(
         if not together:
             pipeline.move()
     pipeline.move()
-    secondary.execute("DELETE FROM t WHERE name = 'other'")
-    clock = Clock(time.monotonic() + 60)
-    monkeypatch.setattr(retries, "time", clock)
-    for _ in range(8):
-        pipeline.move()
-        clock.now += 60
+    free(pipeline, monkeypatch, "DELETE FROM t WHERE name = 'other'")
     assert pipeline.wrong() == []
     assert secondary.rows("SELECT * FROM t") == primary.rows("SELECT * FROM t")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "given"),
+    [
+        ("BIGINT", "17", '"17"'),
+        ("BIGINT", "17", '" +17 "'),
+        ("BIGINT", "17", "17"),
+        ("VARCHAR(40)", "'17'", "17"),
+        ("VARCHAR(40)", "'017'", '"017"'),
+    ],
+)
+def test_a_programs_own_spelling_of_a_key_is_the_databases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_database: NewDatabase, kind: str, stored: str, given: str
+) -> None:
+    """README's own example writes a number as a text."""
+    schema = (f"CREATE TABLE t (id {kind} PRIMARY KEY, {COLUMNS})",)
+    pipeline = Pipeline(
+        make_cluster(tmp_path / "p", "sqlite", NO_BROKER, new_database, schema=schema, tables="t\n", nodes=("st1", "st2"))
+    )
+    primary, secondary = pipeline.primary, pipeline.secondary
+    primary.execute(f"INSERT INTO t VALUES ({stored}, 'first', 'a')")
+    pipeline.move()
+    secondary.execute("INSERT INTO t VALUES (99, 'local', 'x')")
+    primary.execute(
+        "INSERT INTO stsync_replaying (id) VALUES (1)",
+        f"UPDATE t SET v = 'old', u = 'x' WHERE id = {stored}",
+        "DELETE FROM stsync_replaying",
+        "INSERT INTO stsync_outbox (table_name, kind, columns_json, rows_json)"
+        f""" VALUES ('t', 'U', '["id", "v", "u"]', '[{given}, "old", "x"]')""",
+    )
+    pipeline.move()
+    primary.execute(f"UPDATE t SET v = 'new', u = 'y' WHERE id = {stored}")
+    pipeline.move()
+    free(pipeline, monkeypatch, "DELETE FROM t WHERE v = 'local'")
+    assert pipeline.wrong() == []
+    assert secondary.rows("SELECT * FROM t") == primary.rows("SELECT * FROM t")
+    pipeline.close()
