@@ -523,6 +523,11 @@ def _guarded(columns: Iterable[Column], names: Iterable[str] | None) -> frozense
     return frozenset(plain[name] for name in wanted)
 
 
+def _spelled(table: Table, name: str) -> str:
+    """A column's name as the table has it; a foreign key may write it otherwise."""
+    return next((column.name for column in table.columns if column.name.lower() == name.lower()), name)
+
+
 def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
     """The tables with their foreign keys: parents as the tables themselves are spelled, and what cascades from each."""
     known = {table.name.lower(): table for table in tables}
@@ -539,7 +544,7 @@ def _related(connection: Connection, tables: Sequence[Table]) -> list[Table]:
                 continue
             parents.setdefault(child.name, set()).add(parent.name)
             columns = tuple(row[3] for row in pairs)
-            theirs = parent.key if pairs[0][4] is None else tuple(row[4] for row in pairs)
+            theirs = parent.key if pairs[0][4] is None else tuple(_spelled(parent, row[4]) for row in pairs)
             on_update, on_delete = (action not in _PASSIVE for action in pairs[0][5:7])
             if (on_delete or on_update) and len(theirs) == len(columns):
                 cascades.setdefault(parent.name, []).append(Cascade(child.name, columns, theirs, on_delete, on_update))
