@@ -49,7 +49,7 @@ _PINNED = (
 )
 _FUNCTION_SETTINGS = (
     "SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1"
-    " SET bytea_output = 'hex' SET lc_monetary = 'C'"
+    " SET bytea_output = 'hex' SET lc_monetary = 'C' SET standard_conforming_strings = on"
 )
 # The functions run with their owner's rights and take over the path of `install`: a writer's temporary tables, which come first
 # where the path does not name them, must never stand for ours.
@@ -86,6 +86,10 @@ SELECT c.oid, c.relname,
             THEN 'inherits or is inherited from, and changes made through the other table would be missed'
             WHEN EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
             THEN 'has a deferrable primary key, so that two rows may have one key for a while'
+            WHEN EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+             WHERE i.indrelid = c.oid AND i.indisprimary AND a.attgenerated <> '') THEN 'has a computed column in its primary key'
+            WHEN c.relforcerowsecurity AND NOT (SELECT r.rolsuper OR r.rolbypassrls FROM pg_roles r WHERE r.rolname = current_user)
+            THEN 'is under FORCE ROW LEVEL SECURITY, which hides rows from the user in database.url; give that user BYPASSRLS'
             WHEN c.relpersistence = 'u' THEN 'is UNLOGGED: a crash of the server empties it, and no other node knows; ALTER TABLE '
              || quote_ident(c.relname) || ' SET LOGGED, or take it from the list' END,
        NOT c.relhasrules AND NOT c.relrowsecurity
@@ -365,6 +369,7 @@ class Postgresql(ToldByTriggers):
         each = f"FOR EACH ROW WHEN ({row_when})" if row_when else "FOR EACH STATEMENT"
         function = f"""CREATE OR REPLACE FUNCTION {quote(name)}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT {_FUNCTION_SETTINGS} AS $stsync$
+#variable_conflict use_column
 BEGIN
   IF current_setting('stsync.replay', true) = 'on' THEN RETURN NULL; END IF;
   {body}
@@ -500,12 +505,13 @@ def _insert_body(table: ListedTable) -> str:
 
 
 def _delete_body(table: ListedTable) -> str:
+    """With what stands under such a key by now: the same statement (MERGE, or a WITH that changes rows) or a trigger may have given it
+    to another row, and that was captured before."""
     rows = f"SELECT {_row(table, 'q', table.key)} AS j FROM stsync_old q{_filtered(table)}"
-    if table.table.followed:
-        keys = ", ".join(quote(c.name) for c in table.key)
-        gone = f"SELECT {keys} FROM stsync_old{_filtered(table)} EXCEPT SELECT {keys} FROM {quote(table.name)}{_filtered(table)}"
-        rows = f"SELECT {_row(table, 'q', table.key)} AS j FROM ({gone}) q"
-    return _gathered(table, "D", rows, table.key)
+    again = (
+        _outbox(table, "I", _row(table, "s"), "1") + f" FROM stsync_old n {_standing(table)} WHERE {_inside(table, 's')};"
+    )
+    return "\n  ".join([_gathered(table, "D", rows, table.key), TELL, again])
 
 
 def _standing(table: ListedTable) -> str:
@@ -516,11 +522,10 @@ def _standing(table: ListedTable) -> str:
 
 
 def _rekeyed(table: ListedTable, old: str, new: str) -> str:
-    """Byte by byte, as every comparison of old with new is: to a nondeterministic collation two texts may be the same, and texts of
-    two collations cannot be compared at all."""
-    return " OR ".join(
-        f'{old}.{quote(c.name)}::text COLLATE "C" IS DISTINCT FROM {new}.{quote(c.name)}::text' for c in table.key
-    )
+    """As they are stored: to a collation two texts may be the same, and as a text a value depends on settings, which where this is
+    asked are the writer's."""
+    before, now = (", ".join(f"{row}.{quote(c.name)}" for c in table.key) for row in (old, new))
+    return f"(ROW({before})::record) OPERATOR(pg_catalog.*<>) (ROW({now})::record)"
 
 
 def _update_body(table: ListedTable) -> str:
@@ -534,6 +539,7 @@ def _update_body(table: ListedTable) -> str:
     body = ""
     if rest:
         news, olds = (", ".join(f"{a}.{quote(c.name)}::text" for c in rest) for a in "no")
+        # Byte by byte: texts of two collations cannot be compared at all.
         changed = f'ARRAY[{news}] COLLATE "C" IS DISTINCT FROM ARRAY[{olds}]'
         both = f" AND {old} AND {new}" if table.where else ""
         body = _gathered(table, "U", f"SELECT {_row(table, now)} AS j {pairs} WHERE {changed}{both}")

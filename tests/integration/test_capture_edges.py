@@ -267,6 +267,29 @@ def test_text_that_is_not_utf8_is_set_aside(new_cluster: MakeCluster, database_k
     assert "not valid UTF-8" in primary.command("status").stdout
 
 
+@pytest.mark.parametrize("many", [1, 5_000], ids=["alone", "among many"])
+def test_half_of_a_surrogate_pair_is_set_aside(tmp_path: Path, new_database: NewDatabase, many: int) -> None:
+    """TRAPS 30: to MariaDB it is a character; elsewhere it is none."""
+    schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40))",)
+    pipeline = Pipeline(
+        make_cluster(
+            tmp_path / "c", "mariadb", NO_BROKER, new_database, schema=schema, tables="item\n", nodes=("st1", "st2")
+        )
+    )
+    pipeline.primary.execute(
+        "INSERT INTO item VALUES (-1, _utf8mb4 X'EDA0BDEDB880'), (-2, _utf8mb4 X'EDA080')",
+        f"INSERT INTO item SELECT seq, CONCAT('plain ä ', seq) FROM seq_1_to_{many}",
+        "INSERT INTO item VALUES (0, 'after')",
+    )
+    pipeline.move()
+    assert pipeline.primary.rows("SELECT count(*) FROM stsync_rejected WHERE reason LIKE '%UTF-8%'") == [(2,)]
+    assert pipeline.secondary.rows("SELECT count(*), MIN(id) FROM item") == [(many + 1, 0)]
+    pipeline.primary.execute("INSERT INTO item VALUES (9999, 'later')")
+    pipeline.move()
+    assert pipeline.secondary.rows("SELECT name FROM item WHERE id = 9999") == [("later",)]
+    pipeline.close()
+
+
 def test_many_wide_rows_in_one_statement_arrive(new_cluster: MakeCluster, database_kind: str) -> None:
     """TRAPS 17: no change in the log is larger than a secondary takes, however wide the rows of one statement are."""
     settings = "[replay]\nmax_change_bytes = 2097152\n"

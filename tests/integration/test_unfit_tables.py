@@ -49,3 +49,23 @@ def test_an_unlogged_table_is_refused(cluster: Cluster) -> None:
     """TRAPS 7: a crash of the server empties it, and the position stays."""
     mend = "ALTER TABLE unit SET LOGGED"
     refused(cluster, "ALTER TABLE unit SET UNLOGGED", "UNLOGGED", "crash", mend, mend=mend)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_a_computed_key_is_refused(cluster: Cluster) -> None:
+    """TRAPS 4: what is computed does not travel, and so nothing would tell one row from another."""
+    computed = "ADD COLUMN a BIGINT, ADD COLUMN id BIGINT GENERATED ALWAYS AS (a * 2) STORED PRIMARY KEY"
+    for node in cluster.nodes.values():
+        node.execute(f"ALTER TABLE unit DROP COLUMN id CASCADE, {computed}")
+        done = node.command("install")
+        assert done.returncode == 2
+        assert "sync_tables.conf:1: table unit cannot be captured" in done.stderr
+        assert "computed column in its primary key" in done.stderr
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_a_table_whose_rows_are_hidden_from_their_owner_is_refused(cluster: Cluster) -> None:
+    """A secondary could neither see nor write them, and would take its database for one that is away."""
+    spoil = "ALTER TABLE unit ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"
+    mend = "ALTER TABLE unit DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"
+    refused(cluster, spoil, "ROW LEVEL SECURITY", "BYPASSRLS", mend=mend)
