@@ -88,6 +88,11 @@ SELECT c.oid, c.relname,
             THEN 'has a deferrable primary key, so that two rows may have one key for a while'
             WHEN EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
              WHERE i.indrelid = c.oid AND i.indisprimary AND a.attgenerated <> '') THEN 'has a computed column in its primary key'
+            WHEN EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+             JOIN pg_type y ON y.oid = a.atttypid JOIN pg_type b ON b.oid = COALESCE(NULLIF(y.typbasetype, 0), y.oid)
+             WHERE i.indrelid = c.oid AND i.indisprimary AND b.typtype = 'b' AND b.typelem = 0 AND NOT pg_type_is_visible(b.oid))
+            THEN 'has a key whose type is in a schema outside of the search_path, so that its values cannot be compared; ALTER ROLE '
+             || quote_ident(current_user) || ' SET search_path to one with it'
             WHEN c.relforcerowsecurity AND NOT (SELECT r.rolsuper OR r.rolbypassrls FROM pg_roles r WHERE r.rolname = current_user)
             THEN 'is under FORCE ROW LEVEL SECURITY, which hides rows from the user in database.url; give that user BYPASSRLS'
             WHEN c.relpersistence = 'u' THEN 'is UNLOGGED: a crash of the server empties it, and no other node knows; ALTER TABLE '

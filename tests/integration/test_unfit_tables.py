@@ -69,3 +69,21 @@ def test_a_table_whose_rows_are_hidden_from_their_owner_is_refused(cluster: Clus
     spoil = "ALTER TABLE unit ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"
     mend = "ALTER TABLE unit DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"
     refused(cluster, spoil, "ROW LEVEL SECURITY", "BYPASSRLS", mend=mend)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_a_key_that_cannot_be_compared_is_refused(cluster: Cluster) -> None:
+    """The operators of a type stand in its schema, and where that is not looked into every statement of a program would fail."""
+    for node in cluster.nodes.values():
+        node.execute("CREATE SCHEMA ext", "CREATE EXTENSION ltree SCHEMA ext")
+        node.execute("ALTER TABLE unit DROP COLUMN id CASCADE, ADD COLUMN id ext.ltree PRIMARY KEY")
+        done = node.command("install")
+        assert done.returncode == 2
+        assert "sync_tables.conf:1: table unit cannot be captured" in done.stderr
+        assert "SET search_path" in done.stderr
+        node.execute("ALTER ROLE CURRENT_USER SET search_path = public, ext")
+        try:
+            assert node.command("install").returncode == 0
+            node.execute("INSERT INTO unit VALUES ('one', 'a.b')", "UPDATE unit SET name = 'two'", "DELETE FROM unit")
+        finally:
+            node.execute("ALTER ROLE CURRENT_USER RESET search_path")
