@@ -56,15 +56,13 @@ class Database:
         if isinstance(exc, self.dialect.errors):
             return self._translate(exc, connecting=False)
         if connecting and isinstance(exc, TypeError):  # an option that the driver has no word for
-            return Misconfigured(f"database {self.address}: {exc}; check user, password, name and options in database.url")
+            return Misconfigured(f"database {self.address}: {exc}; check the options in database.url")
         return None
 
     def _translate(self, exc: BaseException, *, connecting: bool) -> StsyncError:
         message = str(exc.args[-1] if exc.args else exc).strip().replace("\n", " ")
         if connecting and self.dialect.refused(exc):
-            return Misconfigured(
-                f"database {self.address}: {message}; check user, password, name and options in database.url"
-            )
+            return Misconfigured(f"database {self.address}: {message}; check user, password and name in database.url")
         if connecting and "file is not a database" in message:
             return Misconfigured(f"database {self.address}: {message}; check database.url")
         if connecting:

@@ -16,7 +16,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from common.dialects.script import Script
+from common.dialects.script import Collected
 
 VARIABLE = "CRASH_POINT"
 TICK = "tick"  # a table each of whose rows is told when it comes twice, so that what is committed too early is seen; another follows
@@ -102,7 +102,7 @@ def _awaits_batch(window: Any, *_arguments: Any, **_named: Any) -> bool:
 
 def _at_length(script: object, *_arguments: Any, **_named: Any) -> bool:
     """Of a script that runs each statement by itself, where others are collected."""
-    return type(script) is Script
+    return not isinstance(script, Collected)
 
 
 def _ran_tick_at_length(_replayer: object, script: object, step: Any, **_named: Any) -> bool:

@@ -527,10 +527,15 @@ def _standing(table: ListedTable) -> str:
 
 
 def _rekeyed(table: ListedTable, old: str, new: str) -> str:
-    """As they are stored: to a collation two texts may be the same, and as a text a value depends on settings, which where this is
-    asked are the writer's."""
-    before, now = (", ".join(f"{row}.{quote(c.name)}" for c in table.key) for row in (old, new))
-    return f"(ROW({before})::record) OPERATOR(pg_catalog.*<>) (ROW({now})::record)"
+    """As texts, byte by byte, for to a collation two texts may be the same. And as values, where these are of the server's own types:
+    the text of a float depends on settings, which where this is asked are the writer's. A dump has to be able to say all this."""
+    differ = []
+    for column in table.key:
+        before, now = (f"{row}.{quote(column.name)}" for row in (old, new))
+        if column.type.startswith("pg_catalog."):
+            differ.append(f"{before} IS DISTINCT FROM {now}")
+        differ.append(f'{before}::text COLLATE "C" IS DISTINCT FROM {now}::text')
+    return " OR ".join(differ)
 
 
 def _update_body(table: ListedTable) -> str:
