@@ -45,8 +45,9 @@ class Lost:
             if frame.table in wanted and frame.kind in (Kind.DELETE, Kind.REKEY) and frame.table in self.listed:
                 keys = row_keys(frame, self.listed[frame.table], old=frame.kind is Kind.REKEY)
                 lost = self._keys.setdefault(frame.table, set())
-                with suppress(ValueError):  # a row that is none was refused
-                    lost.update(tuple(values_of(f"[{key}]")) for key in keys)
+                for key in keys:
+                    with suppress(ValueError):  # a row that is none was refused
+                        lost.add(tuple(values_of(f"[{key}]")))
 
     def concerns(self, step: Step) -> bool:
         """Whether the row of this single change may have been changed by what happened to them: a parent that it names lost that key,

@@ -9,13 +9,13 @@ and leaves it all values that a unique or a foreign key looks at, both wait as o
 not grow by each change of a row that is refused again and again.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -23,6 +23,9 @@ from common.changes import SEPARATOR, Frame, Kind, keys_of, values_of, without_o
 from common.errors import MessageRefused
 from common.schema import Column, ListedTable
 from consumer.plan import Step, same_key
+
+_NUMBER: Final = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]{1,4})?")
+_TEXTUAL: Final = re.compile("char|text", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,8 @@ def _same(left: Any, right: Any, column: Column) -> bool:
 
 
 def _folded(value: str, column: Column) -> str | Decimal:
-    if column.equality == "unknown":
-        with suppress(InvalidOperation):
-            return Decimal(value)
+    if column.equality == "unknown" and _NUMBER.fullmatch(value) and not _TEXTUAL.search(column.type):
+        return Decimal(value)
     if column.type.endswith("_bin"):  # a collation that only pads
         return value.rstrip(" ")
     plain = unicodedata.normalize("NFKD", value.casefold())

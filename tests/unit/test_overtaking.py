@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from common.changes import Frame, Kind
-from common.schema import Column, ListedTable, Table
-from consumer.overtaking import Failed, Later, Waiting, joined
+from common.schema import Column, Equality, ListedTable, Table
+from consumer.overtaking import Failed, Later, Waiting, joined, respells
 from consumer.plan import Step
 
 COLUMNS = ("id", "a", "b")
@@ -168,3 +168,24 @@ def test_a_key_update_keeps_what_a_later_change_of_some_columns_did_not_set() ->
 def test_a_change_of_a_table_with_another_key_settles_nothing() -> None:
     waiting = step("U", "[1,2,3]")
     assert left(waiting, step("U", "[1,4]", ("a", "b"))) == waiting
+
+
+@pytest.mark.parametrize(
+    ("kind", "equality", "old", "new", "same"),
+    [
+        ("TEXT", "folded", '"Acme"', '"aCME "', True),
+        ("TEXT", "exact", '"Acme"', '"acme"', False),
+        ("varchar(9) COLLATE utf8mb4_bin", "folded", '"a"', '"a  "', True),
+        ("varchar(9) COLLATE utf8mb4_bin", "folded", '"a"', '"A"', False),
+        ("pg_catalog.numeric", "unknown", '"1.0"', '"1.00"', True),
+        ("pg_catalog.numeric", "unknown", '"1"', '"2"', False),
+        ("pg_catalog.numeric", "unknown", '"NaN"', '"1"', False),
+        ("pg_catalog.text", "unknown", '"1e5"', '"100000"', False),
+        ("pg_catalog.text", "unknown", '"sNaN"', '"snan"', True),
+        ("double", "unknown", '"1e400000000"', '"1"', False),
+        ("TEXT", "folded", "abc", '"abc"', False),
+    ],
+)
+def test_another_spelling_of_the_same_key_is_known(kind: str, equality: Equality, old: str, new: str, same: bool) -> None:
+    table = ListedTable(Table("t", (Column("id", kind, equality=equality), Column("a", "int")), ("id",)))
+    assert respells(step("K", f"[{old},{new},1]", ("id", "a")), table) is same
