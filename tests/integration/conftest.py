@@ -22,6 +22,7 @@ SCHEMA = (
 )
 TABLES = 'unit\naccount exclude=last_login\nlogin\nparam where="islocal = 0"\n'
 MakeCluster = Callable[..., Cluster]
+MakePipeline = Callable[..., Pipeline]
 
 
 @pytest.fixture
@@ -48,6 +49,21 @@ def cluster(new_cluster: MakeCluster, database_kind: str) -> Cluster:
     found = new_cluster(database_kind)
     found.start()
     return found
+
+
+@pytest.fixture
+def new_pipeline(tmp_path: Path, new_database: NewDatabase) -> Iterator[MakePipeline]:
+    """Makes a primary and a secondary of any schema in this process: `(kind, *schema, tables=…)`."""
+    made: list[Pipeline] = []
+
+    def make(kind: str, *schema: str, tables: str) -> Pipeline:
+        folder, nodes = tmp_path / f"pipeline{len(made)}", ("st1", "st2")
+        made.append(Pipeline(make_cluster(folder, kind, NO_BROKER, new_database, schema=schema, tables=tables, nodes=nodes)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture

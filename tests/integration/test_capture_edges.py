@@ -12,7 +12,7 @@ from deploy.servers import PrivateMariaDB
 from publisher import capture
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, Cluster, Node, make_cluster, wait_for
-from tests.integration.conftest import MakeCluster
+from tests.integration.conftest import MakeCluster, MakePipeline
 from tests.pipeline import Pipeline
 
 ITEM = "CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40), stamp BIGINT NOT NULL DEFAULT 0)"
@@ -268,14 +268,9 @@ def test_text_that_is_not_utf8_is_set_aside(new_cluster: MakeCluster, database_k
 
 
 @pytest.mark.parametrize("many", [1, 5_000], ids=["alone", "among many"])
-def test_half_of_a_surrogate_pair_is_set_aside(tmp_path: Path, new_database: NewDatabase, many: int) -> None:
+def test_half_of_a_surrogate_pair_is_set_aside(new_pipeline: MakePipeline, many: int) -> None:
     """TRAPS 30: to MariaDB it is a character; elsewhere it is none."""
-    schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40))",)
-    pipeline = Pipeline(
-        make_cluster(
-            tmp_path / "c", "mariadb", NO_BROKER, new_database, schema=schema, tables="item\n", nodes=("st1", "st2")
-        )
-    )
+    pipeline = new_pipeline("mariadb", "CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40))", tables="item\n")
     pipeline.primary.execute(
         "INSERT INTO item VALUES (-1, _utf8mb4 X'EDA0BDEDB880'), (-2, _utf8mb4 X'EDA080')",
         f"INSERT INTO item SELECT seq, CONCAT('plain ä ', seq) FROM seq_1_to_{many}",
@@ -287,7 +282,6 @@ def test_half_of_a_surrogate_pair_is_set_aside(tmp_path: Path, new_database: New
     pipeline.primary.execute("INSERT INTO item VALUES (9999, 'later')")
     pipeline.move()
     assert pipeline.secondary.rows("SELECT name FROM item WHERE id = 9999") == [("later",)]
-    pipeline.close()
 
 
 def test_many_wide_rows_in_one_statement_arrive(new_cluster: MakeCluster, database_kind: str) -> None:

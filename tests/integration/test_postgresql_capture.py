@@ -1,13 +1,9 @@
 """PostgreSQL: statements, settings and names of an application's that are not as usual are captured all the same (TRAPS 2, 4, 30)."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import text
 
-from tests.conftest import NewDatabase
-from tests.harness import NO_BROKER, make_cluster
+from tests.integration.conftest import MakePipeline
 from tests.pipeline import Pipeline
 
 T = "CREATE TABLE t (id int PRIMARY KEY, v text)"
@@ -15,29 +11,12 @@ FOLLOWED = (
     "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
     "CREATE TRIGGER zz AFTER UPDATE ON t FOR EACH ROW EXECUTE FUNCTION look()",
 )
-Make = Callable[..., Pipeline]
+Make = MakePipeline
 
 
 @pytest.fixture
-def make(tmp_path: Path, new_database: NewDatabase) -> Iterator[Make]:
-    made: list[Pipeline] = []
-
-    def pipeline(*schema: str, tables: str = "t\n") -> Pipeline:
-        cluster = make_cluster(
-            tmp_path / f"c{len(made)}",
-            "postgresql",
-            NO_BROKER,
-            new_database,
-            schema=schema,
-            tables=tables,
-            nodes=("st1", "st2"),
-        )
-        made.append(Pipeline(cluster))
-        return made[-1]
-
-    yield pipeline
-    for one in made:
-        one.close()
+def make(new_pipeline: MakePipeline) -> Make:
+    return lambda *schema, tables="t\n": new_pipeline("postgresql", *schema, tables=tables)
 
 
 def run(pipeline: Pipeline, *statements: str) -> None:

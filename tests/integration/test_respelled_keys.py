@@ -1,13 +1,9 @@
 """Texts that a collation takes for the same: to write one otherwise is a change (TRAPS 30), and what waits for a row under one
 spelling of its key is overtaken by what comes under another (TRAPS 29)."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from tests.conftest import NewDatabase
-from tests.harness import NO_BROKER, make_cluster
+from tests.integration.conftest import MakePipeline
 from tests.integration.test_silent_cascades import free
 from tests.pipeline import Pipeline
 
@@ -59,19 +55,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Pipeline]:
-    cluster = make_cluster(
-        tmp_path / "c",
-        database_kind,
-        NO_BROKER,
-        new_database,
-        schema=SCHEMA[database_kind],
-        tables="t\n",
-        nodes=("st1", "st2"),
-    )
-    made = Pipeline(cluster)
-    yield made
-    made.close()
+def pipeline(new_pipeline: MakePipeline, database_kind: str) -> Pipeline:
+    return new_pipeline(database_kind, *SCHEMA[database_kind], tables="t\n")
 
 
 def test_another_spelling_is_a_change(pipeline: Pipeline) -> None:
@@ -120,13 +105,10 @@ def test_the_newest_stands_whatever_waited(
     ],
 )
 def test_a_programs_own_spelling_of_a_key_is_the_databases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_database: NewDatabase, kind: str, stored: str, given: str
+    new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, kind: str, stored: str, given: str
 ) -> None:
     """README's own example writes a number as a text."""
-    schema = (f"CREATE TABLE t (id {kind} PRIMARY KEY, {COLUMNS})",)
-    pipeline = Pipeline(
-        make_cluster(tmp_path / "p", "sqlite", NO_BROKER, new_database, schema=schema, tables="t\n", nodes=("st1", "st2"))
-    )
+    pipeline = new_pipeline("sqlite", f"CREATE TABLE t (id {kind} PRIMARY KEY, {COLUMNS})", tables="t\n")
     primary, secondary = pipeline.primary, pipeline.secondary
     primary.execute(f"INSERT INTO t VALUES ({stored}, 'first', 'a')")
     pipeline.move()
@@ -144,4 +126,3 @@ def test_a_programs_own_spelling_of_a_key_is_the_databases(
     free(pipeline, monkeypatch, "DELETE FROM t WHERE v = 'local'")
     assert pipeline.wrong() == []
     assert secondary.rows("SELECT * FROM t") == primary.rows("SELECT * FROM t")
-    pipeline.close()

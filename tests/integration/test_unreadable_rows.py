@@ -4,8 +4,7 @@ Any program of the primary may write `canonical = 1`, and with it what no trigge
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -15,8 +14,7 @@ from sqlalchemy import text
 from common.broker import Delivery
 from common.changes import GENESIS, Frame, Kind, encode_frame
 from common.wire import MessageKind
-from tests.conftest import NewDatabase
-from tests.harness import NO_BROKER, make_cluster
+from tests.integration.conftest import MakePipeline
 from tests.pipeline import Pipeline, _built
 
 ITEM = "CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(40))"
@@ -25,22 +23,8 @@ Make = Callable[[str], Pipeline]
 
 
 @pytest.fixture
-def make(tmp_path: Path, new_database: NewDatabase) -> Iterator[Make]:
-    made: list[Pipeline] = []
-
-    def pipeline(kind: str) -> Pipeline:
-        made.append(
-            Pipeline(
-                make_cluster(
-                    tmp_path / "c", kind, NO_BROKER, new_database, schema=(ITEM,), tables="item\n", nodes=("st1", "st2")
-                )
-            )
-        )
-        return made[-1]
-
-    yield pipeline
-    for one in made:
-        one.close()
+def make(new_pipeline: MakePipeline) -> Make:
+    return lambda kind: new_pipeline(kind, ITEM, tables="item\n")
 
 
 @pytest.fixture

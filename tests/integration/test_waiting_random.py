@@ -2,9 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from consumer import retries
-from tests.conftest import NewDatabase
-from tests.harness import NO_BROKER, make_cluster
+from tests.integration.conftest import MakePipeline
 from tests.integration.test_refused_rows import Clock
 from tests.pipeline import Pipeline
 
@@ -43,19 +40,15 @@ IN_THE_WAY = (
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, database_kind: str, new_database: NewDatabase) -> Iterator[Pipeline]:
+def pipeline(new_pipeline: MakePipeline, database_kind: str) -> Pipeline:
     key = KEYS[database_kind]
-    schema = (
+    return new_pipeline(
+        database_kind,
         f"CREATE TABLE p (id {key} NOT NULL PRIMARY KEY, u VARCHAR(20) UNIQUE, v VARCHAR(20))",
         f"CREATE TABLE c (id {key} NOT NULL PRIMARY KEY, pid {key}, u VARCHAR(20) UNIQUE, v VARCHAR(20),"
         f" FOREIGN KEY (pid) REFERENCES p (id) {RULE[database_kind]})",
+        tables="p\nc\n",
     )
-    cluster = make_cluster(
-        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=schema, tables="p\nc\n", nodes=("st1", "st2")
-    )
-    made = Pipeline(cluster)
-    yield made
-    made.close()
 
 
 @dataclass
