@@ -152,6 +152,8 @@ quarantine = Table(
     Column("columns_json", _Long, nullable=False),
     Column("key_columns", Integer, nullable=False, server_default=text("0")),
     Column("key_json", _Long, nullable=False),
+    # The same for all keys of a row, however they are spelled; NULL where it may be of any row (consumer.spellings).
+    Column("likeness", BigInteger),
     Column("row_json", _Long, nullable=False),
     Column("reason", _Long, nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -160,7 +162,7 @@ quarantine = Table(
     Column("requested", Integer, nullable=False, server_default=text("0")),
     Column("unchecked", Integer, nullable=False, server_default=text("0")),
     Column("held", Integer, nullable=False, server_default=text("0")),
-    Index("stsync_quarantine_table", "table_name"),
+    Index("stsync_quarantine_row", "table_name", "likeness"),
     sqlite_autoincrement=True,  # an id is never given again: people name changes by it
     **_OPTIONS,
 )

@@ -330,7 +330,7 @@ class Applier:
                 return False
             fresh = failed
             if self._quarantined:
-                fresh = quarantine.overtaken(connection, units, failed, replayer.listed)
+                fresh = quarantine.overtaken(connection, units, failed, replayer)
             quarantine.add(connection, replayer, fresh)
             if self._quarantined or failed:
                 quarantine.hold(connection, (frame for unit in units for frame in unit.frames()), replayer.listed)

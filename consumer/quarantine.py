@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
@@ -19,11 +19,13 @@ from consumer.cascades import Lost, ancestors
 from consumer.overtaking import Failed, Later, joined, keys_in, row_keys
 from consumer.plan import Step, single
 from consumer.replay import Replayer, Unit
+from consumer.spellings import Spellings, likeness, spelled_freely
 
 Value = TypeVar("Value", int, str)
 
 RETRIED_AT_ONCE = 500
 _PARAMETERS = 500
+_FEW = 2  # conditions for one statement
 _TRIED = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.held == 0)  # by itself
 _HELD = (
     "; it is not tried again by itself, for rows that it may refer to were deleted or got another key since, and what the primary's "
@@ -63,6 +65,7 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
             "columns_json": orjson.dumps(one.step.columns).decode(),
             "key_columns": one.step.key,
             "key_json": replayer.key(one.step),
+            "likeness": _likeness(one.step, replayer.listed.get(one.step.table)),
             "row_json": one.step.rows,
             "reason": one.reason + (_ONCE if one.step.kind is Kind.TRUNCATE else ""),
             "attempts": 1,
@@ -118,20 +121,53 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
     ]
 
 
-def _of_rows(connection: Connection, table: str, keys: Collection[str] | None, *also: ColumnElement[bool]) -> list[Entry]:
-    """Those of a table that may concern rows with these keys (None: any rows), and of which `also` holds: an entry is stored with one
-    key, and some have two or none."""
-    here = quarantine.c.table_name == table
-    if keys is None:
-        return _found(connection, here, *also)
-    loose = or_(quarantine.c.kind.in_([Kind.REKEY.value, Kind.TRUNCATE.value]), quarantine.c.key_json == "")
-    if len(keys) <= _PARAMETERS:
-        return _found(connection, here, or_(loose, quarantine.c.key_json.in_(sorted(keys))), *also)
+def _likeness(step: Step, table: ListedTable | None) -> int | None:
+    """What the row of a single change has in common with others that may be the same; None where it has two keys or none."""
+    keys = () if table is None or step.kind in (Kind.REKEY, Kind.TRUNCATE) else row_keys(step, table)
+    return likeness(keys[0], table) if table is not None and keys else None
+
+
+def _near(likenesses: Collection[int | None]) -> list[ColumnElement[bool]]:
+    """Conditions of which one holds for every change whose row has one of these, or may be any."""
+    wanted = sorted(one for one in likenesses if one is not None)
+    return [quarantine.c.likeness.is_(None), *(quarantine.c.likeness.in_(some) for some in _sliced(wanted))]
+
+
+def _know(connection: Connection, changes: Iterable[Frame | Step], later: Later, replayer: Replayer) -> None:
+    """Have the rows of all that waits known that these changes are to be compared with."""
+    listed = {name: table for name, table in replayer.listed.items() if spelled_freely(table)}
+    keys: dict[str, set[str]] = {}
+    for change in changes if listed else ():
+        if change.table in listed:
+            keys.setdefault(change.table, set()).update(keys_in(change, listed))
+    for name, some in keys.items():
+        _keep(connection, listed[name], some, later.spellings)
+
+
+def _keep(connection: Connection, table: ListedTable, keys: Collection[str], spellings: Spellings) -> None:
+    """Have the rows of changes known that may be of rows with these keys, so that they are found by them."""
+    if not spelled_freely(table):
+        return
+    here = quarantine.c.table_name == table.name
+    moved = quarantine.c.kind == Kind.REKEY.value  # of which each has two keys
+    likenesses = {likeness(key, table) for key in keys}
+    found: set[str] = set()
+    for near in [true()] if None in likenesses else _near(likenesses):
+        found.update(connection.execute(select(quarantine.c.key_json).where(here, ~moved, near)).scalars())
+    found.update(*(keys_in(entry.step, {table.name: table}) for entry in _found(connection, here, moved)))
+    spellings.keep(table, sorted(found - {""}))
+
+
+def _of_rows(connection: Connection, table: ListedTable, keys: Collection[str], *also: ColumnElement[bool]) -> list[Entry]:
+    """Those of a table that may concern rows with these keys, and of which `also` holds; of keys in other spellings those only that
+    are given too (Spellings.alike)."""
+    here = quarantine.c.table_name == table.name
+    near = _near({likeness(key, table) for key in keys})
+    if len(near) <= _FEW:
+        return _found(connection, here, or_(*near), *also)
     if connection.execute(select(func.count()).where(here)).scalar_one() <= len(keys):
         return _found(connection, here, *also)
-    found = {entry.id: entry for entry in _found(connection, here, loose, *also)}
-    for some in _sliced(sorted(keys)):
-        found |= {entry.id: entry for entry in _found(connection, here, quarantine.c.key_json.in_(some), *also)}
+    found = {entry.id: entry for one in near for entry in _found(connection, here, one, *also)}
     return [found[place] for place in sorted(found)]
 
 
@@ -143,17 +179,21 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     """
     tried = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE]
     known = {entry.id: entry for entry in tried}
-    for table in {entry.step.table for entry in tried}:
-        keys = {key for entry in tried if entry.step.table == table for key in replayer.keys(entry.step)}
+    waiting = replayer.waiting(connection)
+    for name in {entry.step.table for entry in tried}:
+        table = replayer.listed.get(name)
+        if table is None:
+            continue
+        keys = {key for entry in tried if entry.step.table == name for key in keys_in(entry.step, replayer.listed)}
+        _keep(connection, table, keys, waiting.spellings)
         older = quarantine.c.id < tried[-1].id  # these may be settled; a row may have many more that wait
-        known |= {entry.id: entry for entry in _of_rows(connection, table, keys, older)}
-    waiting = replayer.waiting()
+        known |= {entry.id: entry for entry in _of_rows(connection, table, waiting.spellings.alike(name, keys), older)}
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)
     results = replayer.retry(connection, waiting, [entry.id for entry in tried])
     for place, (step, _) in waiting.steps.items():
         if step is not known[place].step:
-            _store(connection, known[place], step, replayer.key(step))
+            _store(connection, known[place], step, replayer.listed.get(step.table))
     _stay(connection, [(known[place], reason) for place, reason in results.items() if reason is not None])
     discard(connection, [one for one in known if one not in waiting.steps])
     return sum(reason is None for reason in results.values())
@@ -192,7 +232,8 @@ def _together(connection: Connection, replayer: Replayer, last: int) -> int:
     ids = _change_set(connection, last)
     if len(ids) < 2 or not replayer.retry_together(connection, (entry.step for entry in _each(connection, ids))):
         return 0
-    later = Later()
+    later = Later(replayer.spellings(connection))
+    _know(connection, (entry.step for entry in _each(connection, ids)), later, replayer)
     tables = set()
     for entry in _each(connection, ids):
         tables.add(entry.step.table)
@@ -296,15 +337,14 @@ def _sliced(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
         yield values[begin : begin + _PARAMETERS]
 
 
-def overtaken(
-    connection: Connection, units: Iterable[Unit], failed: Sequence[Failed], listed: Mapping[str, ListedTable]
-) -> list[Failed]:
+def overtaken(connection: Connection, units: Iterable[Unit], failed: Sequence[Failed], replayer: Replayer) -> list[Failed]:
     """Cut quarantined changes down to what these later units leave of them (see consumer.overtaking). Which of those that failed
     themselves are to be added: the others wait in the place of older ones now."""
     tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
     waits = {(one.epoch, one.sequence, place): one for one in failed for place in one.places}
-    later = Later()
-    met = set()
+    later = Later(replayer.spellings(connection))
+    _know(connection, (frame for unit in units for frame in unit.frames() if frame.table in tables), later, replayer)
+    met: set[str] = set()
     for unit in units:
         place = 0
         for frame in unit.frames():
@@ -312,9 +352,9 @@ def overtaken(
                 met.add(frame.table)
                 keys = ((unit.epoch, unit.sequence, place + one) for one in range(frame.count)) if waits else ()
                 found = {key[2] - place: waits[key] for key in keys if key in waits}
-                later.see(frame, listed.get(frame.table), failed=found)
+                later.see(frame, replayer.listed.get(frame.table), failed=found)
             place += frame.count
-    elsewhere = {(one.epoch, one.sequence, one.places) for one in _settle(connection, later, met, listed)}
+    elsewhere = {(one.epoch, one.sequence, one.places) for one in _settle(connection, later, met, replayer.listed)}
     return [one for one in failed if (one.epoch, one.sequence, one.places) not in elsewhere]
 
 
@@ -330,25 +370,25 @@ def _settle(
     taken: list[Failed] = []
     for name in tables:
         table = listed.get(name)
-        if table is not None and any(column.equality != "exact" for column in table.key):
-            moved = (quarantine.c.table_name == name, quarantine.c.kind == Kind.REKEY.value)
-            for entry in reversed(_found(connection, *moved, *also)):
-                later.follow(entry.step, table)
         seen: set[str] = set()  # rows of which a newer one waits
-        for entry in reversed(_of_rows(connection, name, None if later.emptied(name) else later.keys(name), *also)):
+        if table is None or later.emptied(name):
+            near = _found(connection, quarantine.c.table_name == name, *also)
+        else:
+            near = _of_rows(connection, table, later.spellings.alike(name, later.rows(name)), *also)
+        for entry in reversed(near):
             left = later.left_of(entry.step, table)
             following = later.following(entry.step, table)
-            keys = keys_in(entry.step, listed)
+            keys = later.concerned(entry.step, table)
             if following is not None and left is entry.step and seen.isdisjoint(keys):
                 both = joined(entry.step, entry.reason, following.step, following.reason, table)
                 if both is not None:
                     taken.append(following)
-                    _store(connection, entry, both, entry.key, attempts=entry.attempts + 1, last_ms=now_ms())
+                    _store(connection, entry, both, table, attempts=entry.attempts + 1, last_ms=now_ms())
             seen |= keys
             if left is None:
                 gone.append(entry.id)
             elif left is not entry.step:
-                _store(connection, entry, left, next(iter(row_keys(left, listed[name])), entry.key))
+                _store(connection, entry, left, table)
     discard(connection, gone)
     return taken
 
@@ -369,11 +409,14 @@ def hold(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, L
                 connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))
 
 
-def _store(connection: Connection, entry: Entry, left: Step, key: str, **also: int) -> None:
-    values = also | {
+def _store(connection: Connection, entry: Entry, left: Step, table: ListedTable | None, **also: int) -> None:
+    key = next(iter(row_keys(left, table) if table is not None else ()), entry.key)
+    values: dict[str, int | str | None] = {
+        **also,
         "kind": left.kind.value,
         "columns_json": orjson.dumps(left.columns).decode(),
-        "key_json": key or entry.key,
+        "key_json": key,
+        "likeness": _likeness(left, table),
         "row_json": left.rows,
     }
     connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))

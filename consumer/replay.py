@@ -1,11 +1,13 @@
 """Applies change sets to the database: fast as a whole, else in the original order, else change by change (DESIGN §7)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
+import orjson
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -16,8 +18,9 @@ from common.errors import LeftBehind, NotApplicable
 from common.schema import ListedTable, parents_first
 from consumer import plan
 from consumer.cascades import ancestors
-from consumer.overtaking import Failed, Waiting, keys_in, row_keys
+from consumer.overtaking import Failed, Waiting, row_keys
 from consumer.plan import Step
+from consumer.spellings import Spellings, spelled_freely
 
 _LEFT_BEHIND = "rows of table {child} that stay on the primary would be changed here by their foreign key to {table}"
 FAST_BYTES = 16 << 20  # above it a unit is streamed in the original order, so that memory stays bounded
@@ -136,9 +139,38 @@ class Replayer:
         """This node's tables, by name."""
         return self._listed
 
-    def waiting(self) -> Waiting:
+    def waiting(self, connection: Connection) -> Waiting:
         """An empty set of single changes that wait, over this node's tables."""
-        return Waiting(self._listed)
+        return Waiting(self._listed, self.spellings(connection))
+
+    def spellings(self, connection: Connection) -> Spellings:
+        """Knows again rows of this node's tables, in the caller's transaction."""
+        return Spellings(partial(self._alike, connection))
+
+    def _alike(self, connection: Connection, table: ListedTable, keys: Sequence[str]) -> list[int | None]:
+        """See TableWriter.alike; of what the database cannot read nothing else becomes unknown."""
+        found: dict[str, int | None] = {}
+        ahead = [list(keys)]
+        sound: list[str] = []
+        while ahead:
+            some = ahead.pop()
+            numbers = self._numbered(connection, table, some)
+            if numbers is not None and len(some) == len(keys):
+                return numbers
+            if numbers is not None:
+                sound += some
+            elif len(some) > 1:
+                ahead += [some[: len(some) // 2], some[len(some) // 2 :]]
+        if sound:
+            found = dict(zip(sound, self._numbered(connection, table, sound) or (), strict=True))
+        return [found.get(key) for key in keys]
+
+    def _numbered(self, connection: Connection, table: ListedTable, keys: Sequence[str]) -> list[int | None] | None:
+        try:
+            with self._savepoint(connection), closing(connection.connection.cursor()) as cursor:
+                return list(self._writer(table, ()).alike(cursor, keys))
+        except NotApplicable:
+            return None
 
     def retry(self, connection: Connection, waiting: Waiting, places: Iterable[int]) -> dict[int, str | None]:
         """Try those of the waiting changes that have these places again, in order, each by itself: by place None where it went, else
@@ -220,7 +252,7 @@ class Replayer:
         return self._each(connection, unit, settle=True)
 
     def _each(self, connection: Connection, unit: Unit, *, settle: bool) -> list[Failed]:
-        waiting = Waiting(self._listed)
+        waiting = self.waiting(connection)
         place = 0
         parents: set[str] = set()  # some of their rows are gone, and so may be rows that wait (see consumer.cascades)
         for step in plan.ordered(unit.frames(), self._listed):
@@ -344,10 +376,6 @@ class Replayer:
             return ""
         return next(iter(row_keys(step, table)), "")
 
-    def keys(self, step: Step) -> set[str]:
-        """The keys of all rows that a step concerns, as `key` has them."""
-        return keys_in(step, self._listed)
-
     def _writer(self, table: ListedTable, columns: tuple[str, ...]) -> TableWriter:
         known = self._writers.get((table.name, columns))
         if known is None:
@@ -372,9 +400,20 @@ def _write(cursor: Any, writer: TableWriter, table: ListedTable, step: Step, *, 
         _expect(step, written := writer.insert(cursor, step.rows))
         return written
     written = writer.update(cursor, step.rows)
+    if written and step.kind is Kind.INSERT:
+        _respell(cursor, writer, table, step.rows)
     if written < step.count:
         _expect(step, written := written + writer.insert_missing(cursor, step.rows))
     return written
+
+
+def _respell(cursor: Any, writer: TableWriter, table: ListedTable, rows: str) -> None:
+    """Those of these rows that stand here may have been found by a key that the database takes for the same: of another row, which on
+    the primary is gone. They get their own."""
+    if spelled_freely(table):
+        for row in rows.split(SEPARATOR):
+            values = values_of(row)
+            writer.rekey(cursor, orjson.dumps(values[: len(table.key)] + values).decode())
 
 
 def _rekey(cursor: Any, writer: TableWriter, table: ListedTable, step: Step) -> int:
@@ -383,7 +422,11 @@ def _rekey(cursor: Any, writer: TableWriter, table: ListedTable, step: Step) -> 
         found = writer.rekey(cursor, text)
         if not found:
             row = without_old_key(text, len(table.key))
-            found = writer.update(cursor, row) or writer.insert_missing(cursor, row)
+            found = writer.update(cursor, row)
+            if found:
+                _respell(cursor, writer, table, row)
+            else:
+                found = writer.insert_missing(cursor, row)
             _expect(replace(step, count=1, rows=row), found)
         written += found
     return written

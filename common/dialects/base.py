@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 from sqlalchemy.engine import URL, Connection, Engine
 
+from common.changes import SEPARATOR
 from common.errors import NotApplicable, StsyncError
 from common.schema import Cascade, Column, ListedTable, Table
 
@@ -88,6 +89,10 @@ class TableWriter(Protocol):
 
     def rekey(self, cursor: Cursor, row: str) -> int:
         """Give one row another key and its new values (one row of a `rekey` frame)."""
+
+    def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:
+        """Of each of these keys (JSON texts of the values, joined by commas) a number, the same one where the database takes them for
+        the same key; None for what cannot be a key."""
 
 
 class CaptureDialect(Protocol):
@@ -328,6 +333,7 @@ def written(table: ListedTable, columns: Sequence[Column]) -> list[tuple[int, Co
 
 
 Quote = Callable[[str], str]
+_PLACE = Column("stsync_place", "bigint")
 
 
 class JsonWriter:
@@ -371,6 +377,12 @@ class JsonWriter:
         """See TableWriter."""
         return self.execute(cursor, self._rekey, row)
 
+    def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:
+        """See TableWriter."""
+        self.execute(cursor, self.alike_sql(), SEPARATOR.join(f'[{key},"{place}"]' for place, key in enumerate(keys)))
+        found = {int(place): int(number) for place, number in cursor.fetchall()}
+        return [found.get(place) for place in range(len(keys))]
+
     def execute(self, cursor: Cursor, statement: str, rows: str) -> int:
         """Run one of the statements with these rows; the number of rows it found or wrote."""
         cursor.execute(statement, (f"[{rows}]",))
@@ -392,6 +404,20 @@ class JsonWriter:
         """The UPDATE that also sets the key."""
         raise NotImplementedError
 
+    def alike_sql(self) -> str:
+        """The SELECT that numbers the arriving keys, each with its place after it, by what the table's key takes for equal."""
+        order = ", ".join(self.compared(c, f"k.{self.alias(i)}") for i, c in enumerate(self.keys))
+        return f"SELECT k.{self.quote(_PLACE.name)}, DENSE_RANK() OVER (ORDER BY {order}) FROM ({self.places_in()}) k"
+
+    def compared(self, column: Column, value: str) -> str:
+        """What a value of `places_in` is compared as."""
+        del column
+        return value
+
+    def places_in(self) -> str:
+        """The arriving keys, called as in `keys_in`, each with its place."""
+        return self.source([*self._keys_here(), (len(self.keys), _PLACE, _PLACE.name)])
+
     def rows_in(self, *, offset: int = 0, old_key: bool = False) -> str:
         """The arriving rows inside the row filter, their columns called stsync_0, stsync_1 … so that a bare name in the
         filter, used beside it, can only mean the table's own column."""
@@ -404,7 +430,10 @@ class JsonWriter:
 
     def keys_in(self) -> str:
         """The arriving keys of a `delete` frame, called stsync_0 …"""
-        return self.source([(i, c, f"stsync_{i}") for i, c in enumerate(self.keys)])
+        return self.source(self._keys_here())
+
+    def _keys_here(self) -> list[tuple[int, Column, str]]:
+        return [(i, c, f"stsync_{i}") for i, c in enumerate(self.keys)]
 
     def alias(self, place: int) -> str:
         """What the value at a place of the row is called in `rows_in`."""

@@ -22,6 +22,7 @@ from common.schema import Column, ListedTable
 _NUMBER = re.compile(r"-?[0-9]+")
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
+_LONGEST_KEY = 64 << 10  # what a collation may make of the 3,072 bytes that InnoDB's keys have
 # Rows of a prepared statement; the server takes longer, and much memory, to prepare it, but then only half as long as for literals.
 _PORTION, _PAYS, _WIDEST = 128, 1_024, 32
 # The only escapes in a string of JSON that mean something else in one of MariaDB; before them an even number of backslashes.
@@ -171,6 +172,15 @@ class MariadbWriter(JsonWriter):
         whole += [fits(c, f"c{place}") for place, c, _ in wanted]
         where = " AND ".join(filter(None, whole)) or "TRUE"  # what is another value by now might be another row's key
         return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({', '.join(table)})) j WHERE {where}"
+
+    def alike_sql(self) -> str:
+        """See JsonWriter. Rows are sorted by no more than max_sort_length bytes of a value: by all that a key may have here."""
+        return f"SET STATEMENT max_sort_length = {_LONGEST_KEY} FOR {super().alike_sql()}"
+
+    def compared(self, column: Column, value: str) -> str:
+        """See JsonWriter: of numbers that JSON_TABLE gives as texts."""
+        base = type_of(column)
+        return f"CAST({value} AS {base})" if base in {"float", "double"} else value
 
     def update_sql(self) -> str:
         """See JsonWriter."""

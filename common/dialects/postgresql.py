@@ -120,7 +120,8 @@ _COLUMNS_SQL = """
 SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> '',
        a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', a.attidentity = 'a', false,
        CASE WHEN (t.typtype = 'e' OR t.oid = ANY ('{bool,bytea,"char",name,int8,int2,int4,text,oid,bpchar,varchar,date,time,timestamp,'
-         'timestamptz,uuid}'::regtype[]::oid[])) AND COALESCE(l.collisdeterministic, true) THEN 'exact' ELSE 'unknown' END,
+         'timestamptz,uuid}'::regtype[]::oid[])) AND COALESCE(l.collisdeterministic, true) THEN 'exact'
+        WHEN t.typname = 'citext' THEN 'folded' ELSE 'unknown' END,
        COALESCE(NULLIF(l.collname, 'default'), '')
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid LEFT JOIN pg_collation l ON l.oid = a.attcollation
  JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace

@@ -61,6 +61,12 @@ class PostgresqlWriter(JsonWriter):
         values = ", ".join(f"(r->>{place})::{column.type} AS {self.quote(name)}" for place, column, name in columns)
         return f"SELECT {values} FROM jsonb_array_elements(%s::jsonb) r"
 
+    def places_in(self) -> str:
+        """See JsonWriter. A union has the collations of the table's own columns."""
+        keys = "".join(f"t.{self.quote(c.name)} AS {self.alias(i)}, " for i, c in enumerate(self.keys))
+        own = f"SELECT {keys}NULL::bigint AS {self.quote('stsync_place')} FROM {self.target} t WHERE false"
+        return f"{own} UNION ALL {super().places_in()}"
+
     def overriding(self) -> str:
         """Identity columns keep the primary's values."""
         return " OVERRIDING SYSTEM VALUE"

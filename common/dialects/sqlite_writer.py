@@ -2,14 +2,18 @@
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import orjson
 
+from common.changes import SEPARATOR
 from common.dialects.base import Cursor, columns_for, written
 from common.dialects.sqlite_capture import quote, typed
 from common.errors import NotApplicable
 from common.schema import ListedTable
+
+_UNFIT = (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError)  # it did not come to the database
 
 
 def _plain(value: Any) -> Any:
@@ -46,6 +50,7 @@ class SqliteWriter:
         columns = ", ".join(quote(c.name) for _, c in places)
         marks = ", ".join(f"?{i + 1}" for i, _ in places)
         selected = f"INSERT INTO {target} ({columns}) SELECT {marks} WHERE 1{inside(0)}"
+        self._collations = table.table.uniques[0].collations  # of the primary key
         self._insert = selected if where else f"INSERT INTO {target} ({columns}) VALUES ({marks})"
         self._missing = f"{selected} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
         sets = [f"{quote(c.name)} = ?{i + 1}" for i, c in (places[width:] or places)]
@@ -74,10 +79,26 @@ class SqliteWriter:
         """See TableWriter."""
         return _many(cursor, self._rekey, row)
 
+    def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:
+        """See TableWriter. Values come as the table stores them, so that its collations are all it takes: in a database in memory."""
+        del cursor
+        names = [f"k{place}" for place in range(len(self._collations))]
+        columns = ", ".join(f"{name} COLLATE {quote(known)}" for name, known in zip(names, self._collations, strict=True))
+        with closing(sqlite3.connect(":memory:")) as link:
+            link.execute(f"CREATE TABLE k (place INTEGER PRIMARY KEY, {columns})")
+            marks = ", ".join("?" for _ in names)
+            found = values(SEPARATOR.join(f"[{key}]" for key in keys))
+            try:
+                link.executemany(f"INSERT INTO k VALUES (?, {marks})", [(place, *row) for place, row in enumerate(found)])
+            except _UNFIT as exc:
+                raise NotApplicable(f"a key that does not fit its columns: {exc}") from exc
+            numbered = link.execute(f"SELECT DENSE_RANK() OVER (ORDER BY {', '.join(names)}) FROM k ORDER BY place")
+            return [number for (number,) in numbered]
+
 
 def _many(cursor: Cursor, statement: str, rows: str) -> int:
     try:
         cursor.executemany(statement, values(rows))
-    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as exc:  # it did not come to the database
+    except _UNFIT as exc:
         raise NotApplicable(f"a row that does not fit its columns: {exc}") from exc
     return cursor.rowcount
