@@ -20,6 +20,9 @@ from common.dialects.base import Trigger, columns_json
 from common.schema import Column, ListedTable
 
 MAX_KEY = 16  # as many columns has a note for the key of a row
+_DEEP = (
+    100  # operands of one operator in a row: an expression may be 1,000 deep, and a table 2,000 columns wide (limits.html)
+)
 _REPLAYING = "NOT EXISTS (SELECT 1 FROM stsync_replaying)"
 
 
@@ -43,7 +46,15 @@ def _value(reference: str) -> str:
 
 def row_json(references: Iterable[str]) -> str:
     """An SQL expression: the JSON array of these values."""
-    return "'[' || " + " || ',' || ".join(_value(one) for one in references) + " || ']'"
+    return "'[' || " + _chained(" || ',' || ", map(_value, references)) + " || ']'"
+
+
+def _chained(operator: str, operands: Iterable[str]) -> str:
+    """Joined by an associative operator, in groups where there are many."""
+    parts = list(operands)
+    if len(parts) <= _DEEP:
+        return operator.join(parts)
+    return operator.join(f"({operator.join(parts[begin : begin + _DEEP])})" for begin in range(0, len(parts), _DEEP))
 
 
 def typed(table: ListedTable, values: dict[str, str]) -> str:
@@ -212,9 +223,9 @@ def _stands(table: ListedTable) -> str:
 
 
 def _identical(left: Iterable[str], right: Iterable[str]) -> str:
-    return " AND ".join(
-        f"{one} COLLATE BINARY IS {other} AND typeof({one}) = typeof({other})"
-        for one, other in zip(left, right, strict=True)
+    pairs = zip(left, right, strict=True)
+    return _chained(
+        " AND ", (f"{one} COLLATE BINARY IS {other} AND typeof({one}) = typeof({other})" for one, other in pairs)
     )
 
 
