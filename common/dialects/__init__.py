@@ -26,6 +26,8 @@ def dialect_for(url: str) -> tuple[Dialect, URL]:
     backend = parsed.get_backend_name()
     if backend not in _KNOWN:
         raise Misconfigured(f"database.url: {backend!r} is not known; use postgresql+psycopg, mysql+pymysql or sqlite")
+    if not parsed.database and backend != "sqlite":  # which says so itself
+        raise Misconfigured("database.url: names no database; it comes last, as in postgresql+psycopg://user@host/name")
     module, name, driver = _KNOWN[backend]
     return _loaded(module, name), parsed.set(drivername=driver)
 

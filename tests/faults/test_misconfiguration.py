@@ -317,6 +317,8 @@ def test_looking_at_the_settings_drops_no_lock(node: Node) -> None:
         ("hunter2", ("database.url", "not a database URL")),
         ("sqlite://", ("database.url", "sqlite:////path/st.db")),
         ("postgresql+psycopg://stsync:hunter2@127.0.0.1:port/st", ("database.url", "not a database URL")),
+        ("postgresql+psycopg://stsync:hunter2@127.0.0.1", ("database.url", "names no database")),
+        ("mysql+pymysql://stsync:hunter2@127.0.0.1:3306/", ("database.url", "names no database")),
         ("postgresql+psycopg://stsync:hunter2@127.0.0.1/st?nonsense=1", ("database.url", "nonsense")),
         ("mysql+pymysql://stsync:hunter2@127.0.0.1/st?nonsense=1", ("database.url", "nonsense")),
     ],
