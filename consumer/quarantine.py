@@ -25,7 +25,7 @@ Value = TypeVar("Value", int, str)
 
 RETRIED_AT_ONCE = 500
 _PARAMETERS = 500
-_FEW = 2  # conditions for one statement
+_LOOSE = (Kind.REKEY.value, Kind.TRUNCATE.value)  # kinds of change that concern two rows, or all
 _TRIED = (quarantine.c.kind != Kind.TRUNCATE.value, quarantine.c.held == 0)  # by itself
 _HELD = (
     "; it is not tried again by itself, for rows that it may refer to were deleted or got another key since, and what the primary's "
@@ -127,48 +127,69 @@ def _likeness(step: Step, table: ListedTable | None) -> int | None:
     return likeness(keys[0], table) if table is not None and keys else None
 
 
-def _near(likenesses: Collection[int | None]) -> list[ColumnElement[bool]]:
-    """Conditions of which one holds for every change whose row has one of these, or may be any."""
-    wanted = sorted(one for one in likenesses if one is not None)
-    return [quarantine.c.likeness.is_(None), *(quarantine.c.likeness.in_(some) for some in _sliced(wanted))]
+def renew(connection: Connection, listed: Mapping[str, ListedTable]) -> None:
+    """Have what changes wait for known by this schema: another type or collation may take other keys for the same."""
+    q = quarantine.c
+    found = connection.execute(
+        select(q.id, q.table_name, q.key_json, q.likeness).where(q.kind.not_in(_LOOSE), q.key_json != "")
+    )
+    changed = []
+    for id_, name, key, before in found.all():
+        now = likeness(key, listed[name]) if name in listed else None
+        if now != before:
+            changed.append({"place": id_, "now": now})
+    if changed:
+        connection.execute(update(quarantine).where(q.id == bindparam("place")).values(likeness=bindparam("now")), changed)
 
 
 def _know(connection: Connection, changes: Iterable[Frame | Step], later: Later, replayer: Replayer) -> None:
-    """Have the rows of all that waits known that these changes are to be compared with."""
+    """Have the rows of these changes, and of what waits, known by each other's keys."""
     listed = {name: table for name, table in replayer.listed.items() if spelled_freely(table)}
     keys: dict[str, set[str]] = {}
     for change in changes if listed else ():
         if change.table in listed:
             keys.setdefault(change.table, set()).update(keys_in(change, listed))
     for name, some in keys.items():
-        _keep(connection, listed[name], some, later.spellings)
+        _compare(connection, listed[name], some, later.spellings)
 
 
-def _keep(connection: Connection, table: ListedTable, keys: Collection[str], spellings: Spellings) -> None:
-    """Have the rows of changes known that may be of rows with these keys, so that they are found by them."""
+def _compare(connection: Connection, table: ListedTable, keys: Collection[str], spellings: Spellings) -> None:
+    """Have rows with these keys, and those of what waits, known by each other's."""
     if not spelled_freely(table):
         return
-    here = quarantine.c.table_name == table.name
-    moved = quarantine.c.kind == Kind.REKEY.value  # of which each has two keys
-    likenesses = {likeness(key, table) for key in keys}
-    found: set[str] = set()
-    for near in [true()] if None in likenesses else _near(likenesses):
-        found.update(connection.execute(select(quarantine.c.key_json).where(here, ~moved, near)).scalars())
-    found.update(*(keys_in(entry.step, {table.name: table}) for entry in _found(connection, here, moved)))
-    spellings.keep(table, sorted(found - {""}))
+    q, here = quarantine.c, quarantine.c.table_name == table.name
+    wanted = {likeness(key, table) for key in keys}
+    near = (
+        [true()] if None in wanted else [q.likeness.is_(None), *(q.likeness.in_(some) for some in _sliced(_known(wanted)))]
+    )
+    waiting: set[str] = set()
+    for one in near:
+        waiting.update(connection.execute(select(q.key_json).where(here, q.kind != Kind.REKEY.value, one)).scalars())
+    for entry in _found(connection, here, q.kind == Kind.REKEY.value):  # each has two keys
+        both = keys_in(entry.step, {table.name: table})
+        waiting |= {key for key in both if None in wanted or likeness(key, table) in {None, *wanted}}
+    few, many = sorted((set(keys), waiting - {""}), key=len)
+    spellings.keep(table, sorted(few))
+    spellings.names(table, sorted(many))
 
 
 def _of_rows(connection: Connection, table: ListedTable, keys: Collection[str], *also: ColumnElement[bool]) -> list[Entry]:
     """Those of a table that may concern rows with these keys, and of which `also` holds; of keys in other spellings those only that
     are given too (Spellings.alike)."""
-    here = quarantine.c.table_name == table.name
-    near = _near({likeness(key, table) for key in keys})
-    if len(near) <= _FEW:
-        return _found(connection, here, or_(*near), *also)
-    if connection.execute(select(func.count()).where(here)).scalar_one() <= len(keys):
+    q, here = quarantine.c, quarantine.c.table_name == table.name
+    loose = or_(q.kind.in_(_LOOSE), q.key_json == "")
+    if len(keys) > _PARAMETERS and connection.execute(select(func.count()).where(here)).scalar_one() <= len(keys):
         return _found(connection, here, *also)
-    found = {entry.id: entry for one in near for entry in _found(connection, here, one, *also)}
+    found = {entry.id: entry for entry in _found(connection, here, loose, *also)}
+    for some in _sliced(_known({likeness(key, table) for key in keys})):
+        found |= {entry.id: entry for entry in _found(connection, here, q.likeness.in_(some), *also)}
+    for texts in _sliced(sorted(keys)):
+        found |= {entry.id: entry for entry in _found(connection, here, q.likeness.is_(None), q.key_json.in_(texts), *also)}
     return [found[place] for place in sorted(found)]
+
+
+def _known(likenesses: Iterable[int | None]) -> list[int]:
+    return sorted(one for one in likenesses if one is not None)
 
 
 def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int:
@@ -185,7 +206,7 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
         if table is None:
             continue
         keys = {key for entry in tried if entry.step.table == name for key in keys_in(entry.step, replayer.listed)}
-        _keep(connection, table, keys, waiting.spellings)
+        _compare(connection, table, keys, waiting.spellings)
         older = quarantine.c.id < tried[-1].id  # these may be settled; a row may have many more that wait
         known |= {entry.id: entry for entry in _of_rows(connection, table, waiting.spellings.alike(name, keys), older)}
     for entry in sorted(known.values(), key=lambda entry: entry.id):
@@ -287,6 +308,8 @@ def _stay(connection: Connection, tried: Iterable[tuple[Entry, str]]) -> None:
 
 def retry_all(connection: Connection, database: Database, replayer: Replayer, ids: Sequence[int]) -> None:
     """Try these again, some at a time, each time committed, as long as any goes. Raises NotApplicable when a commit is refused."""
+    renew(connection, replayer.listed)
+    connection.commit()
     left = sorted(ids)
     while left:
         done = 0

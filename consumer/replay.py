@@ -7,7 +7,6 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-import orjson
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -23,6 +22,7 @@ from consumer.plan import Step
 from consumer.spellings import Spellings, spelled_freely
 
 _LEFT_BEHIND = "rows of table {child} that stay on the primary would be changed here by their foreign key to {table}"
+_LOOKS = 100  # for keys that cannot be read
 FAST_BYTES = 16 << 20  # above it a unit is streamed in the original order, so that memory stays bounded
 
 
@@ -147,28 +147,28 @@ class Replayer:
         """Knows again rows of this node's tables, in the caller's transaction."""
         return Spellings(partial(self._alike, connection))
 
-    def _alike(self, connection: Connection, table: ListedTable, keys: Sequence[str]) -> list[int | None]:
-        """See TableWriter.alike; of what the database cannot read nothing else becomes unknown."""
-        found: dict[str, int | None] = {}
-        ahead = [list(keys)]
+    def _alike(self, connection: Connection, table: ListedTable, keys: Sequence[str]) -> Sequence[int | None]:
+        """See TableWriter.alike. Of what the database cannot read nothing else becomes unknown, unless there is much of it."""
+        numbers = self._numbered(connection, table, keys)
+        if numbers is not None:
+            return numbers
         sound: list[str] = []
-        while ahead:
+        ahead = [keys[: len(keys) // 2], keys[len(keys) // 2 :]]
+        tried = 0
+        while ahead and tried < _LOOKS:
+            tried += 1
             some = ahead.pop()
-            numbers = self._numbered(connection, table, some)
-            if numbers is not None and len(some) == len(keys):
-                return numbers
-            if numbers is not None:
+            if self._numbered(connection, table, some) is not None:
                 sound += some
             elif len(some) > 1:
                 ahead += [some[: len(some) // 2], some[len(some) // 2 :]]
-        if sound:
-            found = dict(zip(sound, self._numbered(connection, table, sound) or (), strict=True))
+        found = dict(zip(sound, self._numbered(connection, table, sound) or (), strict=False))
         return [found.get(key) for key in keys]
 
-    def _numbered(self, connection: Connection, table: ListedTable, keys: Sequence[str]) -> list[int | None] | None:
+    def _numbered(self, connection: Connection, table: ListedTable, keys: Sequence[str]) -> Sequence[int | None] | None:
         try:
             with self._savepoint(connection), closing(connection.connection.cursor()) as cursor:
-                return list(self._writer(table, ()).alike(cursor, keys))
+                return self._writer(table, ()).alike(cursor, keys)
         except NotApplicable:
             return None
 
@@ -400,20 +400,11 @@ def _write(cursor: Any, writer: TableWriter, table: ListedTable, step: Step, *, 
         _expect(step, written := writer.insert(cursor, step.rows))
         return written
     written = writer.update(cursor, step.rows)
-    if written and step.kind is Kind.INSERT:
-        _respell(cursor, writer, table, step.rows)
+    if written and step.kind is Kind.INSERT and spelled_freely(table):  # as a row that is gone on the primary had spelled it
+        writer.respell(cursor, step.rows)
     if written < step.count:
         _expect(step, written := written + writer.insert_missing(cursor, step.rows))
     return written
-
-
-def _respell(cursor: Any, writer: TableWriter, table: ListedTable, rows: str) -> None:
-    """Those of these rows that stand here may have been found by a key that the database takes for the same: of another row, which on
-    the primary is gone. They get their own."""
-    if spelled_freely(table):
-        for row in rows.split(SEPARATOR):
-            values = values_of(row)
-            writer.rekey(cursor, orjson.dumps(values[: len(table.key)] + values).decode())
 
 
 def _rekey(cursor: Any, writer: TableWriter, table: ListedTable, step: Step) -> int:
@@ -423,10 +414,10 @@ def _rekey(cursor: Any, writer: TableWriter, table: ListedTable, step: Step) -> 
         if not found:
             row = without_old_key(text, len(table.key))
             found = writer.update(cursor, row)
-            if found:
-                _respell(cursor, writer, table, row)
-            else:
+            if not found:
                 found = writer.insert_missing(cursor, row)
+            elif spelled_freely(table):
+                written += writer.respell(cursor, row)
             _expect(replace(step, count=1, rows=row), found)
         written += found
     return written

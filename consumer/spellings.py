@@ -12,7 +12,7 @@ from common.schema import Column, ListedTable
 Ask = Callable[[ListedTable, Sequence[str]], Sequence[int | None]]
 Group = tuple[str, ...] | None  # what keys that are equal have in common; None where that is not known
 
-_AT_ONCE, _CHARACTERS = 5_000, 1 << 20  # of keys in one question
+_BYTES, _OVERHEAD = 384 << 10, 16  # of half a question, and of each key besides its text
 _PLAIN: Final = re.compile(r"[ -~]*")  # printable ASCII
 _NUMERIC: Final = re.compile(r"numeric|decimal|double|float8")
 _NUMBER: Final = re.compile(r"[-+]?[0-9]{1,300}(?:\.[0-9]{1,300})?(?:[eE][-+]?[0-9]{1,3})?")
@@ -20,7 +20,8 @@ _NUMBER: Final = re.compile(r"[-+]?[0-9]{1,300}(?:\.[0-9]{1,300})?(?:[eE][-+]?[0
 
 @dataclass
 class Spellings:
-    """The keys of rows of which changes wait, to know them again; each is a JSON text, as row_keys gives them.
+    """The keys of rows of which changes wait, or of those that they are compared with, to know them again; each is a JSON text, as
+    row_keys gives them.
 
     `ask` has the database number keys of a table: the same number for those that are equal to it, None for what it cannot read.
     """
@@ -28,6 +29,7 @@ class Spellings:
     ask: Ask
     _names: dict[str, dict[str, str]] = field(default_factory=dict)  # by table and key: what its row is known by
     _kept: dict[str, dict[Group, list[str]]] = field(default_factory=dict)  # those names, by what they may be equal to
+    _apart: dict[str, set[str]] = field(default_factory=dict)  # keys that are equal to none of them
 
     def keep(self, table: ListedTable, keys: Iterable[str]) -> None:
         """From now on the rows with these keys are known."""
@@ -39,13 +41,17 @@ class Spellings:
         for key in new:
             if names.setdefault(key, key) == key:
                 self._kept.setdefault(table.name, {}).setdefault(_group(key, table), []).append(key)
+        if new:
+            self._apart.pop(table.name, None)
 
     def names(self, table: ListedTable, keys: Sequence[str]) -> list[str]:
         """What each of these rows is known by: one of its keys that were kept, else the one given."""
         if table.name not in self._kept:
             return list(keys)
-        names = self._names[table.name]
-        self._compare(table, [key for key in dict.fromkeys(keys) if key not in names], among=False)
+        names, apart = self._names[table.name], self._apart.setdefault(table.name, set())
+        new = [key for key in dict.fromkeys(keys) if key not in names and key not in apart]
+        self._compare(table, new, among=False)
+        apart.update([key for key in new if key not in names])
         return [names.get(key, key) for key in keys]
 
     def alike(self, table: str, keys: Collection[str]) -> set[str]:
@@ -68,6 +74,8 @@ class Spellings:
             or (among and len(new if group is None or wild else some) > 1)
             for key in some
         ]
+        if not doubtful:
+            return
         near = kept.keys() if wild else kept.keys() & {None, *groups}
         known = [key for group in near for key in kept[group]]
         for some in _sliced(doubtful):
@@ -123,14 +131,15 @@ def _part(value: object, column: Column) -> str | None:
 
 
 def _sliced(keys: Sequence[str]) -> Iterator[list[str]]:
-    """Few enough at a time for one statement."""
+    """Few enough at a time for two such slices in one statement, whatever a server has it hold."""
     some: list[str] = []
     size = 0
     for key in keys:
-        if some and (len(some) == _AT_ONCE or size + len(key) > _CHARACTERS):
+        here = len(key.encode(errors="replace")) + _OVERHEAD
+        if some and size + here > _BYTES:
             yield some
             some, size = [], 0
         some.append(key)
-        size += len(key)
+        size += here
     if some:
         yield some

@@ -90,6 +90,9 @@ class TableWriter(Protocol):
     def rekey(self, cursor: Cursor, row: str) -> int:
         """Give one row another key and its new values (one row of a `rekey` frame)."""
 
+    def respell(self, cursor: Cursor, rows: str) -> int:
+        """Give the rows with these keys the very keys, where they have another spelling of them."""
+
     def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:
         """Of each of these keys (JSON texts of the values, joined by commas) a number, the same one where the database takes them for
         the same key; None for what cannot be a key."""
@@ -376,6 +379,15 @@ class JsonWriter:
     def rekey(self, cursor: Cursor, row: str) -> int:
         """See TableWriter."""
         return self.execute(cursor, self._rekey, row)
+
+    def respell(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter."""
+        free = [(i, c) for i, c in enumerate(self.keys) if c.equality != "exact" and not c.fixed]
+        return self.execute(cursor, self.respell_sql(free), rows) if free else 0
+
+    def respell_sql(self, free: Sequence[tuple[int, Column]]) -> str:
+        """The UPDATE that sets these columns of the key where they differ to the byte."""
+        raise NotImplementedError
 
     def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:
         """See TableWriter."""

@@ -104,12 +104,18 @@ _REFUSED = frozenset({1044, 1045, 1049, 1698})  # no right to the database, wron
 _VALUE = re.compile(r"(entry|value:?) '.*'(?= for (?:key|column)|$)", re.DOTALL)
 _WITHOUT = r"\1"
 
+# To Lithuanian and Roman y and i, v and u, j and i are the same letters; older character sets compare some signs as letters.
+_FOLDED = re.compile("(utf8mb4|utf8mb3|utf8|latin1|ascii)_(?!.*(lithuanian|roman)_)")
+
 
 def _equality(kind: str, collation: str | None) -> Equality:
-    """Only a binary collation that does not pad either tells all texts apart; 0 and -0 are equal."""
+    """Only a binary collation that does not pad either tells all texts apart; 0 and -0 are equal. Members of ENUM and SET are stored
+    by number."""
     if kind.startswith(("float", "double")):
         return "unknown"
-    return "exact" if collation is None or collation.endswith("_nopad_bin") else "folded"
+    if kind.startswith(("enum", "set")) or collation is None or collation.endswith("_nopad_bin"):
+        return "exact"
+    return "folded" if _FOLDED.match(collation) else "unknown"
 
 
 class Mariadb(ToldByTriggers):

@@ -23,6 +23,7 @@ _NUMBER = re.compile(r"-?[0-9]+")
 _SMALL = 256 << 10  # far below any max_allowed_packet in use, even when every character is escaped
 _SLACK = 1024
 _LONGEST_KEY = 64 << 10  # what a collation may make of the 3,072 bytes that InnoDB's keys have
+_SORT_BUFFER = 4 << 20  # room for the fifteen values at least without which the server sorts nothing
 # Rows of a prepared statement; the server takes longer, and much memory, to prepare it, but then only half as long as for literals.
 _PORTION, _PAYS, _WIDEST = 128, 1_024, 32
 # The only escapes in a string of JSON that mean something else in one of MariaDB; before them an even number of backslashes.
@@ -173,9 +174,18 @@ class MariadbWriter(JsonWriter):
         where = " AND ".join(filter(None, whole)) or "TRUE"  # what is another value by now might be another row's key
         return f"SELECT {values} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({', '.join(table)})) j WHERE {where}"
 
+    def respell_sql(self, free: Sequence[tuple[int, Column]]) -> str:
+        """See JsonWriter."""
+        sets = ", ".join(f"t.{self.quote(c.name)} = x.{self.alias(i)}" for i, c in free)
+        differ = " OR ".join(f"NOT BINARY t.{self.quote(c.name)} <=> BINARY x.{self.alias(i)}" for i, c in free)
+        return (
+            f"UPDATE {self.target} t JOIN ({self.rows_in()}) x ON {self.key_match()} SET {sets}"
+            f" WHERE ({differ}){self.local_filter()}"
+        )
+
     def alike_sql(self) -> str:
         """See JsonWriter. Rows are sorted by no more than max_sort_length bytes of a value: by all that a key may have here."""
-        return f"SET STATEMENT max_sort_length = {_LONGEST_KEY} FOR {super().alike_sql()}"
+        return f"SET STATEMENT max_sort_length = {_LONGEST_KEY}, sort_buffer_size = {_SORT_BUFFER} FOR {super().alike_sql()}"
 
     def compared(self, column: Column, value: str) -> str:
         """See JsonWriter: of numbers that JSON_TABLE gives as texts."""

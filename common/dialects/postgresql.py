@@ -119,8 +119,9 @@ FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relk
 _COLUMNS_SQL = """
 SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typname), a.attgenerated <> '',
        a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', a.attidentity = 'a', false,
-       CASE WHEN (t.typtype = 'e' OR t.oid = ANY ('{bool,bytea,"char",name,int8,int2,int4,text,oid,bpchar,varchar,date,time,timestamp,'
-         'timestamptz,uuid}'::regtype[]::oid[])) AND COALESCE(l.collisdeterministic, true) THEN 'exact'
+       CASE WHEN (t.typtype = 'e' OR COALESCE(NULLIF(t.typbasetype, 0), t.oid) = ANY ('{bool,bytea,"char",name,int8,int2,int4,'
+         'text,oid,bpchar,varchar,date,time,timestamp,timestamptz,uuid,inet,cidr,macaddr,macaddr8}'::regtype[]::oid[]))
+         AND COALESCE(l.collisdeterministic, true) THEN 'exact'
         WHEN t.typname = 'citext' THEN 'folded' ELSE 'unknown' END,
        COALESCE(NULLIF(l.collname, 'default'), '')
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid LEFT JOIN pg_collation l ON l.oid = a.attcollation

@@ -61,6 +61,17 @@ class PostgresqlWriter(JsonWriter):
         values = ", ".join(f"(r->>{place})::{column.type} AS {self.quote(name)}" for place, column, name in columns)
         return f"SELECT {values} FROM jsonb_array_elements(%s::jsonb) r"
 
+    def respell_sql(self, free: Sequence[tuple[int, Column]]) -> str:
+        """See JsonWriter."""
+        sets = ", ".join(f"{self.quote(c.name)} = x.{self.alias(i)}" for i, c in free)
+        differ = " OR ".join(
+            f't.{self.quote(c.name)}::text COLLATE "C" IS DISTINCT FROM x.{self.alias(i)}::text COLLATE "C"' for i, c in free
+        )
+        return (
+            f"UPDATE {self.target} t SET {sets} FROM ({self.rows_in()}) x"
+            f" WHERE {self.key_match()} AND ({differ}){self.local_filter()}"
+        )
+
     def places_in(self) -> str:
         """See JsonWriter. A union has the collations of the table's own columns."""
         keys = "".join(f"t.{self.quote(c.name)} AS {self.alias(i)}, " for i, c in enumerate(self.keys))

@@ -50,6 +50,11 @@ class SqliteWriter:
         columns = ", ".join(quote(c.name) for _, c in places)
         marks = ", ".join(f"?{i + 1}" for i, _ in places)
         selected = f"INSERT INTO {target} ({columns}) SELECT {marks} WHERE 1{inside(0)}"
+        free = [(i + 1, quote(c.name)) for i, c in enumerate(keys) if c.equality != "exact"]
+        differ = " OR ".join(f"NOT ({name} IS ?{i} COLLATE BINARY AND typeof({name}) = typeof(?{i}))" for i, name in free)
+        spelled = ", ".join(f"{name} = ?{i}" for i, name in free)
+        self._respell = f"UPDATE {target} SET {spelled} WHERE {match} AND ({differ}){here}{inside(0)}" if free else ""
+        self._respell_width = None if where else width  # the row filter looks at the whole row
         self._collations = table.table.uniques[0].collations  # of the primary key
         self._insert = selected if where else f"INSERT INTO {target} ({columns}) VALUES ({marks})"
         self._missing = f"{selected} AND NOT EXISTS (SELECT 1 FROM {target} WHERE {match})"
@@ -79,6 +84,10 @@ class SqliteWriter:
         """See TableWriter."""
         return _many(cursor, self._rekey, row)
 
+    def respell(self, cursor: Cursor, rows: str) -> int:
+        """See TableWriter."""
+        return _many(cursor, self._respell, rows, self._respell_width) if self._respell else 0
+
     def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:
         """See TableWriter. Values come as the table stores them, so that its collations are all it takes: in a database in memory."""
         del cursor
@@ -96,9 +105,10 @@ class SqliteWriter:
             return [number for (number,) in numbered]
 
 
-def _many(cursor: Cursor, statement: str, rows: str) -> int:
+def _many(cursor: Cursor, statement: str, rows: str, width: int | None = None) -> int:
+    """`width`: of each row so many values only, for a statement that has no more parameters."""
     try:
-        cursor.executemany(statement, values(rows))
+        cursor.executemany(statement, [row[:width] for row in values(rows)] if width else values(rows))
     except _UNFIT as exc:
         raise NotApplicable(f"a row that does not fit its columns: {exc}") from exc
     return cursor.rowcount

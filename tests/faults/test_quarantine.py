@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from common.dialects.base import JsonNumber
+from common.schema import Column, ListedTable, Table
+from consumer.spellings import likeness
 from tests.faults.conftest import wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
@@ -397,15 +399,18 @@ def test_a_great_many_overtaken_at_once(new_cluster: MakeCluster, database_kind:
     primary, node = cluster.primary, cluster.nodes["st2"]
     dialect = primary.database.dialect
     names = (
-        "epoch, sequence, table_name, kind, columns_json, key_json, row_json, reason, attempts, first_ms, last_ms, requested"
+        "epoch, sequence, table_name, kind, columns_json, key_json, likeness, row_json, reason, attempts, first_ms, last_ms,"
+        " requested"
     )
+    table = ListedTable(Table("item", (Column("id", "BIGINT"),), ("id",)))
+    keys = [dialect.json_value(JsonNumber(i)) for i in range(MANY)]
     with node.engine.begin() as connection:
         connection.execute(
             text(
-                f"INSERT INTO stsync_quarantine ({names}) VALUES (1, 1, 'item', 'U', '[\"id\",\"name\"]', :key, :row, 'made up', 1,"
-                " 0, 0, 0)"
+                f"INSERT INTO stsync_quarantine ({names}) VALUES (1, 1, 'item', 'U', '[\"id\",\"name\"]', :key, :like, :row, 'made',"
+                " 1, 0, 0, 0)"
             ),
-            [{"key": key, "row": f"[{key},null]"} for key in (dialect.json_value(JsonNumber(i)) for i in range(MANY))],
+            [{"key": key, "like": likeness(key, table), "row": f"[{key},null]"} for key in keys],
         )
     node.stop()
     with primary.engine.begin() as connection:

@@ -126,3 +126,92 @@ def test_a_programs_own_spelling_of_a_key_is_the_databases(
     free(pipeline, monkeypatch, "DELETE FROM t WHERE v = 'local'")
     assert pipeline.wrong() == []
     assert secondary.rows("SELECT * FROM t") == primary.rows("SELECT * FROM t")
+
+
+@pytest.mark.parametrize("kind", ["ENUM", "SET"])
+def test_members_that_a_collation_tells_apart_are_rows_apart(
+    new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    key = f"{kind}('a', 'A', 'b') COLLATE utf8mb4_bin"
+    pipeline = new_pipeline("mariadb", f"CREATE TABLE t (name {key}, n INT, {COLUMNS}, PRIMARY KEY (name, n))", tables="t\n")
+    primary, secondary = pipeline.primary, pipeline.secondary
+    primary.execute("INSERT INTO t VALUES ('a', 1, '1', 'p'), ('A', 1, '1', 'q')")
+    pipeline.move()
+    secondary.execute("INSERT INTO t VALUES ('b', 1, 'local', 'x')")
+    for change in ("UPDATE t SET v = '2', u = 'x' WHERE name = 'a'", "UPDATE t SET v = '3', u = 'z' WHERE name = 'A'"):
+        primary.execute(change)
+        pipeline.move()
+    free(pipeline, monkeypatch, "DELETE FROM t WHERE name = 'b'")
+    assert pipeline.wrong() == []
+    assert primary.rows("SELECT v FROM t ORDER BY v") == secondary.rows("SELECT v FROM t ORDER BY v") == [("2",), ("3",)]
+
+
+@pytest.mark.parametrize(("collation", "old", "new"), [("lithuanian", "Jonis", "Jonys"), ("roman", "Iulius", "Julius")])
+def test_letters_that_a_language_takes_for_the_same(
+    new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, collation: str, old: str, new: str
+) -> None:
+    """The freed key is used anew, in another spelling."""
+    key = f"VARCHAR(40) COLLATE utf8mb4_{collation}_ci"
+    pipeline = new_pipeline("mariadb", f"CREATE TABLE t (name {key} PRIMARY KEY, {COLUMNS})", tables="t\n")
+    pipeline.primary.execute(f"INSERT INTO t VALUES ('{old}', '1', 'p')")
+    pipeline.move()
+    pipeline.secondary.execute("INSERT INTO t VALUES ('other', 'local', 'x')")
+    for change in (
+        f"UPDATE t SET name = 'Beta', u = 'x' WHERE name = '{old}'",
+        f"INSERT INTO t VALUES ('{new}', 'new', 'n')",
+    ):
+        pipeline.primary.execute(change)
+        pipeline.move()
+    free(pipeline, monkeypatch, "DELETE FROM t WHERE name = 'other'")
+    assert pipeline.wrong() == []
+
+
+def test_a_collation_that_changes_meanwhile_counts(new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "VARCHAR(40) COLLATE utf8mb4_nopad_bin NOT NULL"
+    pipeline = new_pipeline("mariadb", f"CREATE TABLE t (name {key} PRIMARY KEY, {COLUMNS})", tables="t\n")
+    primary, secondary = pipeline.primary, pipeline.secondary
+    primary.execute("INSERT INTO t VALUES ('Acme', '1', 'p')")
+    pipeline.move()
+    secondary.execute("INSERT INTO t VALUES ('other', 'local', 'x')")
+    primary.execute("UPDATE t SET v = 'old', u = 'x' WHERE name = 'Acme'")
+    pipeline.move()
+    for node in (primary, secondary):
+        node.execute("ALTER TABLE t MODIFY name VARCHAR(40) COLLATE utf8mb4_general_ci NOT NULL")
+    pipeline.cluster.install()
+    primary.execute("UPDATE t SET v = 'new', u = 'n' WHERE name = 'Acme'")
+    pipeline.move()
+    free(pipeline, monkeypatch, "DELETE FROM t WHERE name = 'other'")
+    assert pipeline.wrong() == []
+    assert secondary.rows("SELECT v, u FROM t") == [("new", "n")]
+
+
+def test_an_identity_in_the_key_is_not_set(new_pipeline: MakePipeline) -> None:
+    """PostgreSQL lets nobody set one that is always generated; a row that stands there already is taken all the same."""
+    key = "id BIGINT GENERATED ALWAYS AS IDENTITY, name citext"
+    schema = ("CREATE EXTENSION citext", f"CREATE TABLE t ({key}, v TEXT, PRIMARY KEY (id, name))")
+    pipeline = new_pipeline("postgresql", *schema, tables="t\n")
+    pipeline.secondary.execute("INSERT INTO t OVERRIDING SYSTEM VALUE VALUES (1, 'A', 'stale')")
+    pipeline.primary.execute("INSERT INTO t (name, v) VALUES ('a', 'new')")
+    pipeline.move()
+    assert pipeline.wrong() == []
+
+
+@pytest.mark.parametrize("where", ["", " where=\"v <> 'local'\""], ids=["all", "some"])
+def test_only_what_is_spelled_otherwise_is_spelled_anew(new_pipeline: MakePipeline, database_kind: str, where: str) -> None:
+    """A row that stands there in the very same spelling is written once."""
+    pipeline = new_pipeline(database_kind, *SCHEMA[database_kind], tables=f"t{where}\n")
+    pipeline.secondary.execute(
+        "INSERT INTO t VALUES ('Acme', 'stale', '1')", "INSERT INTO t VALUES ('beta', 'stale', '2')",
+        "INSERT INTO t VALUES ('GAMMA', 'stale', '3')",
+    )  # fmt: skip
+    writer = pipeline.applier_database.dialect.writer(pipeline.lists.present.tables["t"], ["name", "v", "u"])
+    rows = ",\n".join(f'["{name}","new","{u}"]' for u, name in enumerate(("acme", "beta", "Gamma", "none"), 1))
+    with pipeline.applier_database.open() as connection, connection.begin():
+        cursor = connection.connection.cursor()
+        assert writer.respell(cursor, rows) == 2
+        assert writer.respell(cursor, rows) == 0
+    assert sorted(pipeline.secondary.rows("SELECT name, v FROM t")) == [
+        ("Gamma", "stale"),
+        ("acme", "stale"),
+        ("beta", "stale"),
+    ]

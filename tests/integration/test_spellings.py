@@ -1,11 +1,17 @@
 """Which spellings of a key are of one row says the database's own `=`, of whatever type and collation the key is (TRAPS 29, 30)."""
 
+import json
 import random
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from common.dialects import mariadb
+from common.dialects.sqlite_writer import SqliteWriter
+from common.errors import NotApplicable
 from consumer.replay import Replayer
 from consumer.spellings import spelled_freely
 from tests.integration.conftest import MakePipeline
@@ -36,7 +42,6 @@ TYPES = {
         "real",
         "interval",
         "jsonb",
-        "inet",
     ),
 }
 TEXTS = (
@@ -111,3 +116,67 @@ def test_of_long_keys_all_counts(new_pipeline: MakePipeline) -> None:
         names = dict(zip(keys, spellings.names(table, keys), strict=True))
     assert len(set(names.values())) == len({key.lower() for key in keys}) > 490
     assert all(key.lower() == name.lower() for key, name in names.items())
+
+
+def test_a_small_sort_buffer_is_no_obstacle(new_pipeline: MakePipeline) -> None:
+    """MariaDB sorts nothing where fifteen values have no room: an error that would stop all of replay."""
+    kind = "VARCHAR(700) COLLATE utf8mb4_unicode_ci"
+    pipeline = new_pipeline("mariadb", f"CREATE TABLE t (id {kind} NOT NULL PRIMARY KEY, v INT)", tables="t\n")
+    table = pipeline.lists.present.tables["t"]
+    with pipeline.applier_database.open() as connection:
+        connection.exec_driver_sql("SET sort_buffer_size = 32768")
+        spellings = Replayer(pipeline.applier_database.dialect, {"t": table}, 1 << 20).spellings(connection)
+        spellings.keep(table, [f'"{600 * "é"}{number}"' for number in range(100)])
+        assert spellings.names(table, [f'"{600 * "É"}7"']) == [f'"{600 * "é"}7"']
+
+
+def test_where_too_much_cannot_be_read_nothing_fails(new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are then told apart by how they are spelled."""
+    pipeline = new_pipeline("sqlite", "CREATE TABLE t (id TEXT COLLATE NOCASE PRIMARY KEY, v INT)", tables="t\n")
+    table = pipeline.lists.present.tables["t"]
+    asked = []
+
+    def few(_writer: SqliteWriter, _cursor: Any, keys: Sequence[str]) -> list[int]:
+        asked.append(len(keys))
+        if len(keys) > 3:
+            raise NotApplicable("too large for one statement")
+        return [0 for _ in keys]
+
+    monkeypatch.setattr(SqliteWriter, "alike", few)
+    keys = [f'"{letter}{number}"' for number in range(500) for letter in "aA"]
+    with pipeline.applier_database.open() as connection:
+        spellings = Replayer(pipeline.applier_database.dialect, {"t": table}, 1 << 20).spellings(connection)
+        spellings.keep(table, keys)
+        assert spellings.names(table, keys) == keys
+    assert len(asked) < 110
+
+
+def test_what_is_said_of_printable_ascii_holds_in_every_collation(new_pipeline: MakePipeline) -> None:
+    """schema.Equality: where it is `folded`, such texts are equal only without case and spaces at the end."""
+    pipeline = new_pipeline("mariadb", "CREATE TABLE t (id INT PRIMARY KEY)", tables="t\n")
+    letters = [chr(code) for code in range(32, 127)]
+    texts = [*letters, *(a + b for a in letters for b in letters), *(f"x{a}y" for a in letters)]
+    pipeline.secondary.execute(
+        "CREATE TABLE texts (id INT PRIMARY KEY, text VARBINARY(10))",
+        "INSERT INTO texts SELECT * FROM JSON_TABLE(:rows, '$[*]' COLUMNS (n INT PATH '$[0]', t VARCHAR(10) PATH '$[1]')) j",
+        rows=json.dumps(list(enumerate(texts))),
+    )
+    names = "SELECT COLLATION_NAME, CHARACTER_SET_NAME FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY"
+    collations = pipeline.secondary.rows(f"{names} WHERE FULL_COLLATION_NAME NOT LIKE '%\\_cs' ORDER BY FULL_COLLATION_NAME")
+    wrong = []
+    with pipeline.secondary.engine.connect() as connection:
+        for collation, charset in collations:
+            full = collation if collation.startswith(charset) or collation == "binary" else f"{charset}_{collation}"
+            if (
+                charset in {"ucs2", "utf16", "utf16le", "utf32", "binary"}
+                or mariadb._equality("varchar(10)", full) != "folded"
+            ):
+                continue
+            value = f"CONVERT(CONVERT(text USING ascii) USING {charset}) COLLATE {full}"
+            ranks = f"SELECT id, DENSE_RANK() OVER (ORDER BY {value}) FROM texts"
+            alike: dict[int, set[str]] = {}
+            for place, rank in connection.exec_driver_sql(ranks):
+                alike.setdefault(rank, set()).add(texts[place].lower().rstrip(" "))
+            wrong += [(full, sorted(some)) for some in alike.values() if len(some) > 1]
+    assert len(collations) > 200
+    assert wrong == []
