@@ -92,17 +92,28 @@ def read_installed(connection: Connection, settings: Settings) -> NodeState:
     found = read(connection) if node.name in standing else None
     if found is None:
         raise Misconfigured("this database has not been prepared; run `stsync install` first")
-    if (found.cluster, found.name) != (settings.cluster.name, settings.node.name):
-        raise Misconfigured(
-            f"this database belongs to node {found.name!r} of cluster {found.cluster!r}, not to {settings.node.name!r} of "
-            f"{settings.cluster.name!r}; check database.url and node.name"
-        )
+    _refuse_anothers(found, settings)
     for table in tables_of(connection.dialect.name):
         if table.name not in standing:
             raise Misconfigured(
                 f"this database lacks the table {table.name}, which this version needs; run `stsync install`"
             )
     return found
+
+
+def refuse_anothers(connection: Connection, settings: Settings) -> None:
+    """Misconfigured when the database is another node's; whether it is prepared is not asked."""
+    found = read(connection) if inspect(connection).has_table(node.name) else None
+    if found is not None:
+        _refuse_anothers(found, settings)
+
+
+def _refuse_anothers(found: NodeState, settings: Settings) -> None:
+    if (found.cluster, found.name) != (settings.cluster.name, settings.node.name):
+        raise Misconfigured(
+            f"this database belongs to node {found.name!r} of cluster {found.cluster!r}, not to {settings.node.name!r} of "
+            f"{settings.cluster.name!r}; check database.url and node.name"
+        )
 
 
 def _state(row: Any) -> NodeState:

@@ -75,6 +75,7 @@ class ServiceLock:
             with self._database.guard():
                 self._connection.exec_driver_sql("SELECT 1")
                 self._connection.rollback()
+            self._database.dialect.check(self._connection)
         except Unavailable as exc:
             if self._connection is not None:
                 self._log.warning("lock_lost", reason=str(exc), next="taken again as soon as the database answers")

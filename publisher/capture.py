@@ -16,7 +16,7 @@ from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
 from common.dialects.base import Dialect, run
-from common.nodestate import Role, State, mark_installed, read_installed
+from common.nodestate import Role, State, mark_installed, refuse_anothers
 from common.schema import ListedTable
 from common.settings import Settings
 
@@ -40,7 +40,9 @@ class Plan:
 
 
 def plan(database: Database, connection: Connection, settings: Settings) -> Plan:
-    """What has to be run so that exactly the listed tables are captured; nothing when all is in line."""
+    """What has to be run so that exactly the listed tables are captured; nothing when all is in line. Raises Misconfigured, also where
+    the database is another node's."""
+    refuse_anothers(connection, settings)
     dialect = database.dialect
     listed = listed_tables(database, connection, settings)
     wanted = {trigger.name: trigger for table in listed.values() for trigger in dialect.triggers(table)}
@@ -164,7 +166,6 @@ def _outside_transaction(connection: Connection, statements: Iterable[str]) -> N
 
 def _register_node(connection: Connection, settings: Settings) -> None:
     if connection.execute(select(node.c.id)).first() is not None:
-        read_installed(connection, settings)
         return
     first = settings.cluster.names[0]
     connection.execute(

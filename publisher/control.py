@@ -203,7 +203,7 @@ class Control:
             log("catch_up_asked", by=sender, first=request.first, last=last)
 
     def _serve_one(self, connection: Connection, node: str, serving: _Serving) -> None:
-        room = min(self._link.room() // 2, _SLICE, serving.last - serving.next + 1)
+        room = min((self._link.room() + 1) // 2, _SLICE, serving.last - serving.next + 1)
         if room <= 0:
             return
         found = journal.read(connection, serving.next, room, _SLICE_BYTES)

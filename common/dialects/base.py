@@ -232,6 +232,9 @@ class EngineDialect(Protocol):
     def lock(self, connection: Connection) -> bool:
         """Take the lock that one `stsync run` a database holds as long as its connection lives; False: another has it."""
 
+    def check(self, connection: Connection) -> None:
+        """Of a connection that took the lock: raises Fault where the address of the database leads to another one by now."""
+
     def tidy(self, engine: Engine) -> None:
         """Do what keeps the outbox quick to read after many rows went through it; called now and then."""
 

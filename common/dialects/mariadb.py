@@ -191,6 +191,9 @@ class Mariadb(ToldByTriggers):
         connection.commit()
         return bool(found == 1)
 
+    def check(self, connection: Connection) -> None:
+        """See EngineDialect: a server does not change behind a connection."""
+
     def tidy(self, engine: Engine) -> None:
         """See EngineDialect: InnoDB purges by itself."""
 

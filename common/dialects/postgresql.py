@@ -238,6 +238,9 @@ class Postgresql(ToldByTriggers):
         connection.commit()
         return bool(found)
 
+    def check(self, connection: Connection) -> None:
+        """See EngineDialect: a server does not change behind a connection."""
+
     def tidy(self, engine: Engine) -> None:
         """See EngineDialect: dead rows would be read again and again until the server's own vacuum comes (once a minute)."""
         connection = engine.raw_connection()

@@ -6,7 +6,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -52,7 +52,7 @@ _READ_SQL = "SELECT " + ", ".join(
     f"CAST({name} AS {'TEXT' if name in ('table_name', 'kind', 'columns_json', 'rows_json') else 'INTEGER'})"
     for name in OUTBOX_COLUMNS.split(", ")
 )
-_LOCK = "stsync_lock"  # in a connection's info
+_LOCK, _FILE = "stsync_lock", "stsync_file"  # in a connection's info
 _VIOLATIONS = "stsync_violations"
 _UNENFORCED = "stsync_unenforced"
 _MARK_SQL = "INSERT INTO stsync_replaying (id) VALUES (1)"
@@ -240,7 +240,21 @@ class Sqlite:
             handle.close()
             raise _unfit(path, f"the service's lock file cannot be locked: {exc.strerror}") from exc
         connection.info[_LOCK] = handle  # lives, and holds the lock, as long as the connection
+        with suppress(OSError):  # it may be out of sight for a while; whoever uses it says so
+            connection.info[_FILE] = _identity(connection)
         return True
+
+    def check(self, connection: Connection) -> None:
+        """See EngineDialect: a file that is replaced (a backup that is moved over it) lives on for those who have it open."""
+        try:
+            found = _identity(connection)
+        except OSError:
+            return
+        if found != connection.info.setdefault(_FILE, found):
+            raise Fault(
+                f"{connection.engine.url.database}: the database's file was replaced or removed while the service had it open; start "
+                "the service again, and replace the file only while it is stopped"
+            )
 
     def tidy(self, engine: Engine) -> None:
         """See EngineDialect: notes that are left behind (common.dialects.sqlite_capture); no statement of anybody is under way."""
@@ -453,6 +467,15 @@ class Sqlite:
         if code is None or code & 0xFF in _AWAY:
             return Unavailable(f"the database: {exc}")
         return NotApplicable(str(exc))
+
+
+def _identity(connection: Connection) -> tuple[int, int] | None:
+    """Which file the database's name means now; None where there is none."""
+    try:
+        found = Path(str(connection.engine.url.database)).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _release(_connection: Any, record: Any) -> None:

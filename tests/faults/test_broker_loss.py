@@ -177,6 +177,24 @@ def test_a_queue_that_lost_messages_heals(
     assert sum(node.status()["refused"].values()) == 0
 
 
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_the_smallest_window_serves_who_lags(new_cluster: MakeCluster, vhost_url: str, database_kind: str) -> None:
+    """TRAPS 10, 11: a single message under way at a time, and yet both the newest and those that are asked for."""
+    cluster = new_cluster(database_kind, broker_url=vhost_url, nodes=("st1", "st2"))
+    primary, node = cluster.primary, cluster.nodes["st2"]
+    primary.start({"STSYNC_BROKER__WINDOW": "1"})
+    node.start()
+    wait_running(primary, node)
+    saves(primary, 0, 5)
+    cluster.wait_equal()
+    node.kill()
+    saves(primary, 100, 20)
+    wait_for(lambda: drained(primary), "the changes published")
+    do(vhost_url, purge)
+    node.start()
+    cluster.wait_equal(30)
+
+
 @pytest.mark.parametrize("loss", [delete, unbind])
 def test_a_queue_that_loses_messages_while_in_use_heals(
     new_cluster: MakeCluster, vhost_url: str, loss: Callable[[Any], None]

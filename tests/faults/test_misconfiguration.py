@@ -433,13 +433,16 @@ def test_a_second_service_on_one_database(new_cluster: MakeCluster, database_kin
     assert node.stop() == 0
 
 
-def test_the_database_of_another_node(new_cluster: MakeCluster) -> None:
-    """A copied settings file or a cloned database."""
-    cluster = new_cluster("sqlite", nodes=("st1", "st2"))
-    node = cluster.nodes["st2"]
-    change(node, node.url, cluster.primary.url)
+def test_the_database_of_another_node(new_cluster: MakeCluster, database_kind: str) -> None:
+    """A copied settings file or a cloned database; what captures there is not touched, though this node's list is shorter."""
+    cluster = new_cluster(database_kind, nodes=("st1", "st2"))
+    node, primary = cluster.nodes["st2"], cluster.primary
+    change(node, node.url, primary.url)
+    (node.home / "conf" / "sync_tables.conf").write_text("unit\n")
     for command in ("run", "status", "install"):
         expect(node.command(command), 2, "'st1'", "'st2'", "database.url", "node.name")
+    primary.execute("INSERT INTO account (id, name) VALUES (1, 'a')")
+    assert primary.rows("SELECT table_name FROM stsync_outbox") == [("account",)]
 
 
 def reissue(pki: Path, node: str, end: datetime) -> None:
