@@ -35,6 +35,7 @@ class Failed:
     step: Step
     reason: str
     places: tuple[int, ...]
+    spent: bool = False  # never to be tried again (see Waiting)
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Later:
     spellings: Spellings
     _rows: dict[tuple[str, str], frozenset[str] | None] = field(default_factory=dict)
     _emptied: set[str] = field(default_factory=set)
+    _anew: set[tuple[str, str]] = field(default_factory=set)  # rows that were set before they went, if they did
     _next: dict[tuple[str, str], Failed | None] = field(default_factory=dict)  # the first one of each row; None if it went
 
     def see(
@@ -68,6 +70,8 @@ class Later:
                 self._rows[frame.table, one] = None
             before = self._rows.get((frame.table, key), frozenset())
             gone = frame.kind is Kind.DELETE
+            if before is not None and not gone:
+                self._anew.add((frame.table, key))
             self._rows[frame.table, key] = None if before is None or gone else before | spelled.union(frame.columns)
 
     def emptied(self, table: str) -> bool:
@@ -81,6 +85,12 @@ class Later:
     def concerned(self, step: Step, table: ListedTable | None) -> set[str]:
         """The rows that a step concerns."""
         return set() if table is None else set(self.spellings.names(table, [*keys_in(step, {table.name: table})]))
+
+    def anew(self, step: Step, table: ListedTable | None) -> bool:
+        """Whether a row that a single change deletes, or one that it gives another key or makes of it, was set."""
+        return step.table not in self._emptied and any(
+            (step.table, row) in self._anew for row in self.concerned(step, table)
+        )
 
     def following(self, step: Step, table: ListedTable | None) -> Failed | None:
         """The next change of a single change's row, where that failed."""
@@ -182,6 +192,7 @@ class Waiting:
     listed: Mapping[str, ListedTable]
     spellings: Spellings
     steps: dict[int, tuple[Step, str]] = field(default_factory=dict)
+    spent: dict[int, tuple[Step, str]] = field(default_factory=dict)  # not to be tried again (see `hands_on`)
     merged: dict[int, list[int]] = field(default_factory=dict)  # by place: those after it whose changes wait there too
     _by_row: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     _fresh: dict[str, list[str]] = field(default_factory=dict)  # keys, by table, that stand in `_by_row` as they are spelled
@@ -232,6 +243,9 @@ class Waiting:
             if one < place and one in self.steps:
                 waiting, reason = self.steps.pop(one)
                 left = later.left_of(waiting, table)
+                if hands_on(waiting, self.listed) and later.anew(waiting, table):
+                    self.spent[one] = (waiting, reason)
+                    left = only_set(left)
                 if left is not None:
                     self.steps[one] = (left, reason)
 
@@ -254,6 +268,20 @@ class Waiting:
             for place, (step, _) in sorted(self.steps.items())
             if step.kind is not Kind.TRUNCATE or place > self._newest.get(step.table, -1)
         ]
+
+
+def hands_on(step: Step, listed: Mapping[str, ListedTable]) -> bool:
+    """Whether the database does something to the children of a row that this deletes, or gives another key, and tells nobody
+    (TRAPS 2). If such a change waits, and the row is set meanwhile, nobody knows any more which children were the old one's."""
+    if step.kind not in (Kind.DELETE, Kind.REKEY):
+        return False
+    found = (one for child in listed.values() for one in child.table.silent if one.parent == step.table)
+    return any(one.on_delete if step.kind is Kind.DELETE else one.on_update for one in found)
+
+
+def only_set(step: Step | None) -> Step | None:
+    """What is left, unless it would delete a row or give it another key."""
+    return step if step is not None and step.kind is Kind.UPDATE else None
 
 
 def keys_in(step: Frame | Step, listed: Mapping[str, ListedTable]) -> set[str]:

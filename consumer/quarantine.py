@@ -16,7 +16,7 @@ from common.errors import NotApplicable
 from common.nodestate import now_ms
 from common.schema import ListedTable
 from consumer.cascades import Lost, ancestors
-from consumer.overtaking import Failed, Later, joined, keys_in, row_keys
+from consumer.overtaking import Failed, Later, hands_on, joined, keys_in, only_set, row_keys
 from consumer.plan import Step, single
 from consumer.replay import Replayer, Unit
 from consumer.spellings import Spellings, likeness, spelled_freely
@@ -31,6 +31,11 @@ _HELD = (
     "; it is not tried again by itself, for rows that it may refer to were deleted or got another key since, and what the primary's "
     "database then did to this row it tells nobody: a full synchronization is needed"
 )
+_SPENT = (
+    "; it is not tried again, for a row with its key was set since, and what the primary's database did to the children of the old "
+    "one it tells nobody: a full synchronization is needed"
+)
+_ONLY_BY_ID, _NEVER = 1, 2  # values of `held`: when a change is tried again
 _ONCE = (
     "; it is not tried again, for it would take rows that came after it: a full synchronization removes what is left, or delete it "
     "here by hand and then discard this"
@@ -50,7 +55,7 @@ class Entry:
     attempts: int
     first_ms: int
     last_ms: int
-    held: bool
+    held: int  # 0, or when it is tried again
 
 
 def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) -> None:
@@ -58,25 +63,33 @@ def add(connection: Connection, replayer: Replayer, failed: Iterable[Failed]) ->
     at = now_ms()
     rows = [
         {
+            **_stored(one.step),
             "epoch": one.epoch,
             "sequence": one.sequence,
-            "table_name": one.step.table,
-            "kind": one.step.kind.value,
-            "columns_json": orjson.dumps(one.step.columns).decode(),
-            "key_columns": one.step.key,
             "key_json": replayer.key(one.step),
             "likeness": _likeness(one.step, replayer.listed.get(one.step.table)),
-            "row_json": one.step.rows,
-            "reason": one.reason + (_ONCE if one.step.kind is Kind.TRUNCATE else ""),
+            "reason": one.reason + (_ONCE if one.step.kind is Kind.TRUNCATE else _SPENT if one.spent else ""),
+            "held": _NEVER if one.spent else 0,
             "attempts": 1,
             "first_ms": at,
             "last_ms": at,
-            "unchecked": int(one.step.unchecked),
         }
         for one in failed
     ]
     if rows:
         connection.execute(quarantine.insert(), rows)
+
+
+def _stored(step: Step) -> dict[str, int | str]:
+    """A single change as its columns hold it, but for its key."""
+    return {
+        "table_name": step.table,
+        "kind": step.kind.value,
+        "columns_json": orjson.dumps(step.columns).decode(),
+        "key_columns": step.key,
+        "row_json": step.rows,
+        "unchecked": int(step.unchecked),
+    }
 
 
 def whole(units: Iterable[Unit], reason: str) -> list[Failed]:
@@ -115,7 +128,7 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
             attempts=row.attempts,
             first_ms=row.first_ms,
             last_ms=row.last_ms,
-            held=bool(row.held),
+            held=row.held,
         )
         for row in connection.execute(select(quarantine).where(*conditions).order_by(quarantine.c.id))
     ]
@@ -198,7 +211,7 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     What goes settles older changes of its row, also those that were not tried (TRAPS 29). A truncation is never tried again: it
     would delete rows that came after it.
     """
-    tried = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE]
+    tried = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE and entry.held != _NEVER]
     known = {entry.id: entry for entry in tried}
     waiting = replayer.waiting(connection)
     for name in {entry.step.table for entry in tried}:
@@ -207,8 +220,9 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
             continue
         keys = {key for entry in tried if entry.step.table == name for key in keys_in(entry.step, replayer.listed)}
         _compare(connection, table, keys, waiting.spellings)
-        older = quarantine.c.id < tried[-1].id  # these may be settled; a row may have many more that wait
-        known |= {entry.id: entry for entry in _of_rows(connection, table, waiting.spellings.alike(name, keys), older)}
+        # These may be settled; a row may have many more that wait.
+        older = (quarantine.c.id < tried[-1].id, quarantine.c.held != _NEVER)
+        known |= {entry.id: entry for entry in _of_rows(connection, table, waiting.spellings.alike(name, keys), *older)}
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)
     results = replayer.retry(connection, waiting, [entry.id for entry in tried])
@@ -216,6 +230,8 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
         if step is not known[place].step:
             _store(connection, known[place], step, replayer.listed.get(step.table))
     _stay(connection, [(known[place], reason) for place, reason in results.items() if reason is not None])
+    for place in waiting.spent:
+        _spend(connection, known[place])
     discard(connection, [one for one in known if one not in waiting.steps])
     return sum(reason is None for reason in results.values())
 
@@ -364,7 +380,7 @@ def overtaken(connection: Connection, units: Iterable[Unit], failed: Sequence[Fa
     """Cut quarantined changes down to what these later units leave of them (see consumer.overtaking). Which of those that failed
     themselves are to be added: the others wait in the place of older ones now."""
     tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
-    waits = {(one.epoch, one.sequence, place): one for one in failed for place in one.places}
+    waits = {(one.epoch, one.sequence, place): one for one in failed if not one.spent for place in one.places}
     later = Later(replayer.spellings(connection))
     _know(connection, (frame for unit in units for frame in unit.frames() if frame.table in tables), later, replayer)
     met: set[str] = set()
@@ -389,6 +405,7 @@ def _settle(
     *also: ColumnElement[bool],
 ) -> list[Failed]:
     """Cut quarantined changes of which `also` holds down to what is left of them; those that failed and wait in their place."""
+    also = (*also, quarantine.c.held != _NEVER)
     gone: list[int] = []
     taken: list[Failed] = []
     for name in tables:
@@ -400,6 +417,9 @@ def _settle(
             near = _of_rows(connection, table, later.spellings.alike(name, later.rows(name)), *also)
         for entry in reversed(near):
             left = later.left_of(entry.step, table)
+            if hands_on(entry.step, listed) and later.anew(entry.step, table):
+                _spend(connection, entry)
+                left = only_set(left)
             following = later.following(entry.step, table)
             keys = later.concerned(entry.step, table)
             if following is not None and left is entry.step and seen.isdisjoint(keys):
@@ -416,6 +436,15 @@ def _settle(
     return taken
 
 
+def _spend(connection: Connection, entry: Entry) -> None:
+    """Keep a copy of it that is never tried again: it tells of what it would have to do."""
+    values = {name: getattr(entry, name) for name in ("epoch", "sequence", "attempts", "first_ms", "last_ms")}
+    reason = entry.reason.removesuffix(_HELD) + _SPENT
+    connection.execute(
+        quarantine.insert(), values | _stored(entry.step) | {"key_json": entry.key, "reason": reason, "held": _NEVER}
+    )
+
+
 def hold(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, ListedTable]) -> None:
     """Keep from being tried again by themselves those whose rows the primary's database may have changed silently because of these
     frames (see consumer.cascades); they say so, and a full synchronization heals it."""
@@ -428,7 +457,7 @@ def hold(connection: Connection, frames: Iterable[Frame], listed: Mapping[str, L
     for name in reach:
         for entry in _found(connection, quarantine.c.table_name == name, quarantine.c.held == 0):
             if lost.concerns(entry.step):
-                values = {"held": 1, "reason": entry.reason + _HELD}
+                values = {"held": _ONLY_BY_ID, "reason": entry.reason + _HELD}
                 connection.execute(update(quarantine).where(quarantine.c.id == entry.id).values(**values))
 
 

@@ -275,8 +275,11 @@ class Replayer:
                 else:
                     waiting.steps[place] = (step, reason)
         return [
-            Failed(unit.epoch, unit.sequence, step, reason, (place, *waiting.merged.get(place, ())))
-            for place, (step, reason) in sorted(waiting.steps.items())
+            Failed(
+                unit.epoch, unit.sequence, step, reason, (place, *waiting.merged.get(place, ())), spent=some is waiting.spent
+            )
+            for some in (waiting.spent, waiting.steps)
+            for place, (step, reason) in sorted(some.items())
         ]
 
     def _piecewise(self, connection: Connection, place: int, step: Step, waiting: Waiting, *, settle: bool) -> None:

@@ -203,3 +203,51 @@ def test_what_failed_is_not_tried_again_in_its_unit_after_its_parent_went(
     free(pipeline, monkeypatch)
     assert pipeline.secondary.rows("SELECT id FROM account") == []
     assert told(pipeline)
+
+
+PARENT = "CREATE TABLE parent (id BIGINT NOT NULL PRIMARY KEY, name VARCHAR(40) UNIQUE)"
+CHILD = "CREATE TABLE child (id BIGINT NOT NULL PRIMARY KEY, parent_id BIGINT, FOREIGN KEY (parent_id) REFERENCES parent (id) {rule})"
+OTHER = (
+    "CREATE TABLE other (id BIGINT NOT NULL PRIMARY KEY, parent_id BIGINT, FOREIGN KEY (parent_id) REFERENCES parent (id))"
+)
+MOVED = "UPDATE parent SET id = 2, name = 'taken' WHERE id = 1"
+IN_THE_WAY = ("INSERT INTO parent VALUES (9, 'taken')", "INSERT INTO other VALUES (9, 1)")
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["in turn", "in one unit"])
+@pytest.mark.parametrize("rule", RULES, ids=["delete", "null"])
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        (("DELETE FROM parent WHERE id = 1", "INSERT INTO parent VALUES (1, 'anew')"), True),
+        ((MOVED, "INSERT INTO parent VALUES (1, 'anew')"), True),
+        ((MOVED, "UPDATE parent SET name = 'free' WHERE id = 2"), True),
+        ((MOVED, "INSERT INTO parent VALUES (1, 'anew')", "DELETE FROM parent WHERE id = 1"), True),
+        ((MOVED, "DELETE FROM parent WHERE id = 2", "INSERT INTO parent VALUES (2, 'anew')"), False),
+        (("DELETE FROM parent WHERE id = 1",), False),
+        ((MOVED,), False),
+    ],
+)
+def test_a_parent_that_could_not_go_is_told_where_its_children_cannot_be_known(
+    make: Make, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...], rule: str, *, lost: bool, together: bool
+) -> None:
+    """TRAPS 2, 29: once its key is another row's, nobody can say which children were the old one's."""
+    pipeline = make(PARENT, CHILD.format(rule=rule), OTHER, tables="parent\nchild\nother\n")
+    pipeline.primary.execute("INSERT INTO parent VALUES (1, 'first')", "INSERT INTO child VALUES (1, 1)")
+    pipeline.move()
+    pipeline.secondary.execute(*IN_THE_WAY)
+    if together:
+        pipeline.primary.execute(*changes)
+        pipeline.move()
+    else:
+        one_by_one(pipeline, changes, together=False)
+    free(pipeline, monkeypatch, "DELETE FROM other", "DELETE FROM parent WHERE id = 9")
+    if not lost:
+        assert pipeline.wrong() == []
+        return
+    assert told(pipeline)
+    newest = pipeline.primary.rows("SELECT * FROM parent")
+    tried = [id_ for (id_,) in pipeline.secondary.rows("SELECT id FROM stsync_quarantine")]
+    assert pipeline.secondary.command("quarantine", "retry", *map(str, tried)).returncode == 1
+    assert set(newest) <= set(pipeline.secondary.rows("SELECT * FROM parent"))
+    assert told(pipeline), "it says so until somebody discards it"
