@@ -66,7 +66,6 @@ class Applier:
         self._assembly = Assembly(self._position, primary, settings.replay.hold_bytes)
         self._primary = primary
         self._replayer: tuple[int, Replayer] | None = None
-        self._renewed: Replayer | None = None
         self._replays_by = 0
         self._head = (1, 0)
         self._beats = Numbers()
@@ -256,7 +255,6 @@ class Applier:
             if units and (batches > self._settings.replay.group_batches or size > FAST_BYTES):
                 break
             units.append(unit)
-        self._renew(connection)
         if self._commit_at_once(connection, units) or (len(units) > 1 and self._try_commit(connection, units)):
             return
         for unit in units:
@@ -391,18 +389,8 @@ class Applier:
             self._replays_by = present.installed_ms
         return self._replayer[1]
 
-    def _renew(self, connection: Connection) -> None:
-        """What waits is known by the schema as it is by now."""
-        replayer = self._replayer_now()
-        if self._quarantined and self._renewed is not replayer:
-            with self._database.guard():
-                quarantine.renew(connection, replayer.listed)
-                connection.commit()
-            self._renewed = replayer
-
     def _after(self, connection: Connection) -> None:
         now = time.monotonic()
-        self._renew(connection)
         if self._needs is None:
             self._ask_if_missing(now)
         if self._quarantined and self._retries.work(connection, self._progress):

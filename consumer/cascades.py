@@ -14,6 +14,7 @@ from common.changes import Frame, Kind, values_of
 from common.schema import Column, HandedOn, ListedTable
 from consumer.overtaking import row_keys
 from consumer.plan import Step
+from consumer.spellings import folded
 
 Key = tuple[str | None, ...]
 
@@ -101,6 +102,6 @@ def _rows(step: Step, table: ListedTable) -> Iterator[dict[str, str | None]]:
 def _perhaps_equal(left: str | None, right: str | None, column: Column) -> bool:
     if left == right or left is None or right is None:
         return left == right
-    if column.equality == "folded" and left.isascii() and right.isascii():
-        return left.lower().rstrip() == right.lower().rstrip()
+    if column.equality == "folded" and folded(left) and folded(right):
+        return folded(left) == folded(right)
     return column.equality != "exact"

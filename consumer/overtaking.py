@@ -67,12 +67,18 @@ class Later:
             if place in failed:
                 continue
             for one in left:
+                self._set(frame.table, one)
                 self._rows[frame.table, one] = None
             before = self._rows.get((frame.table, key), frozenset())
             gone = frame.kind is Kind.DELETE
-            if before is not None and not gone:
-                self._anew.add((frame.table, key))
+            if not gone:
+                self._set(frame.table, key)
             self._rows[frame.table, key] = None if before is None or gone else before | spelled.union(frame.columns)
+
+    def _set(self, table: str, row: str) -> None:
+        """The row is there, whatever becomes of it later."""
+        if self._rows.get((table, row), frozenset()) is not None:
+            self._anew.add((table, row))
 
     def emptied(self, table: str) -> bool:
         """Whether all of its rows were deleted."""

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, bindparam, delete, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, func, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import quarantine
@@ -140,9 +140,12 @@ def _likeness(step: Step, table: ListedTable | None) -> int | None:
     return likeness(keys[0], table) if table is not None and keys else None
 
 
-def renew(connection: Connection, listed: Mapping[str, ListedTable]) -> None:
-    """Have what changes wait for known by this schema: another type or collation may take other keys for the same."""
-    q = quarantine.c
+def _renew(connection: Connection, replayer: Replayer) -> None:
+    """Have what waits known by the replayer's schema: another type or collation may take other keys for the same. In the caller's
+    transaction, which may be rolled back: it is looked at until nothing is to be changed."""
+    if replayer.knows_waiting:
+        return
+    q, listed = quarantine.c, replayer.listed
     found = connection.execute(
         select(q.id, q.table_name, q.key_json, q.likeness).where(q.kind.not_in(_LOOSE), q.key_json != "")
     )
@@ -153,10 +156,12 @@ def renew(connection: Connection, listed: Mapping[str, ListedTable]) -> None:
             changed.append({"place": id_, "now": now})
     if changed:
         connection.execute(update(quarantine).where(q.id == bindparam("place")).values(likeness=bindparam("now")), changed)
+    replayer.knows_waiting = not changed
 
 
 def _know(connection: Connection, changes: Iterable[Frame | Step], later: Later, replayer: Replayer) -> None:
     """Have the rows of these changes, and of what waits, known by each other's keys."""
+    _renew(connection, replayer)
     listed = {name: table for name, table in replayer.listed.items() if spelled_freely(table)}
     keys: dict[str, set[str]] = {}
     for change in changes if listed else ():
@@ -166,11 +171,14 @@ def _know(connection: Connection, changes: Iterable[Frame | Step], later: Later,
         _compare(connection, listed[name], some, later.spellings)
 
 
-def _compare(connection: Connection, table: ListedTable, keys: Collection[str], spellings: Spellings) -> None:
-    """Have rows with these keys, and those of what waits, known by each other's."""
+def _compare(
+    connection: Connection, table: ListedTable, keys: Collection[str], spellings: Spellings, *also: ColumnElement[bool]
+) -> None:
+    """Have rows with these keys, and those of what waits and of which `also` holds, known by each other's."""
     if not spelled_freely(table):
         return
-    q, here = quarantine.c, quarantine.c.table_name == table.name
+    q = quarantine.c
+    here = and_(q.table_name == table.name, q.held != _NEVER, *also)
     wanted = {likeness(key, table) for key in keys}
     near = (
         [true()] if None in wanted else [q.likeness.is_(None), *(q.likeness.in_(some) for some in _sliced(_known(wanted)))]
@@ -196,7 +204,7 @@ def _of_rows(connection: Connection, table: ListedTable, keys: Collection[str], 
     found = {entry.id: entry for entry in _found(connection, here, loose, *also)}
     for some in _sliced(_known({likeness(key, table) for key in keys})):
         found |= {entry.id: entry for entry in _found(connection, here, q.likeness.in_(some), *also)}
-    for texts in _sliced(sorted(keys)):
+    for texts in _sliced(sorted(key for key in keys if likeness(key, table) is None)):
         found |= {entry.id: entry for entry in _found(connection, here, q.likeness.is_(None), q.key_json.in_(texts), *also)}
     return [found[place] for place in sorted(found)]
 
@@ -213,15 +221,16 @@ def retry(connection: Connection, replayer: Replayer, ids: Sequence[int]) -> int
     """
     tried = [entry for entry in entries(connection, ids) if entry.step.kind is not Kind.TRUNCATE and entry.held != _NEVER]
     known = {entry.id: entry for entry in tried}
+    _renew(connection, replayer)
     waiting = replayer.waiting(connection)
     for name in {entry.step.table for entry in tried}:
         table = replayer.listed.get(name)
         if table is None:
             continue
         keys = {key for entry in tried if entry.step.table == name for key in keys_in(entry.step, replayer.listed)}
-        _compare(connection, table, keys, waiting.spellings)
         # These may be settled; a row may have many more that wait.
-        older = (quarantine.c.id < tried[-1].id, quarantine.c.held != _NEVER)
+        older = (quarantine.c.id <= tried[-1].id, quarantine.c.held != _NEVER)
+        _compare(connection, table, keys, waiting.spellings, *older)
         known |= {entry.id: entry for entry in _of_rows(connection, table, waiting.spellings.alike(name, keys), *older)}
     for entry in sorted(known.values(), key=lambda entry: entry.id):
         waiting.add(entry.id, entry.step, entry.reason)
@@ -324,8 +333,6 @@ def _stay(connection: Connection, tried: Iterable[tuple[Entry, str]]) -> None:
 
 def retry_all(connection: Connection, database: Database, replayer: Replayer, ids: Sequence[int]) -> None:
     """Try these again, some at a time, each time committed, as long as any goes. Raises NotApplicable when a commit is refused."""
-    renew(connection, replayer.listed)
-    connection.commit()
     left = sorted(ids)
     while left:
         done = 0
@@ -379,7 +386,8 @@ def _sliced(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
 def overtaken(connection: Connection, units: Iterable[Unit], failed: Sequence[Failed], replayer: Replayer) -> list[Failed]:
     """Cut quarantined changes down to what these later units leave of them (see consumer.overtaking). Which of those that failed
     themselves are to be added: the others wait in the place of older ones now."""
-    tables = set(connection.execute(select(quarantine.c.table_name).distinct()).scalars())
+    names = select(quarantine.c.table_name).where(quarantine.c.held != _NEVER).distinct()
+    tables = set(connection.execute(names).scalars())
     waits = {(one.epoch, one.sequence, place): one for one in failed if not one.spent for place in one.places}
     later = Later(replayer.spellings(connection))
     _know(connection, (frame for unit in units for frame in unit.frames() if frame.table in tables), later, replayer)
@@ -394,7 +402,7 @@ def overtaken(connection: Connection, units: Iterable[Unit], failed: Sequence[Fa
                 later.see(frame, replayer.listed.get(frame.table), failed=found)
             place += frame.count
     elsewhere = {(one.epoch, one.sequence, one.places) for one in _settle(connection, later, met, replayer.listed)}
-    return [one for one in failed if (one.epoch, one.sequence, one.places) not in elsewhere]
+    return [one for one in failed if one.spent or (one.epoch, one.sequence, one.places) not in elsewhere]
 
 
 def _settle(
@@ -415,6 +423,10 @@ def _settle(
             near = _found(connection, quarantine.c.table_name == name, *also)
         else:
             near = _of_rows(connection, table, later.spellings.alike(name, later.rows(name)), *also)
+        if table is not None:
+            later.spellings.names(
+                table, [key for entry in near for key in keys_in(entry.step, listed)]
+            )  # all in one question
         for entry in reversed(near):
             left = later.left_of(entry.step, table)
             if hands_on(entry.step, listed) and later.anew(entry.step, table):

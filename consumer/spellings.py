@@ -121,13 +121,23 @@ def _part(value: object, column: Column) -> str | None:
     """See schema.Equality."""
     if column.equality == "exact" or value is None:
         return f"={value}"
+    if isinstance(value, dict):  # of SQLite: what JSON has no form for
+        ((tag, text),) = value.items()
+        return f"={float(text) + 0.0}" if tag == "r" else f"x{str(text).lower()}"
+    if isinstance(value, int):
+        return f"={float(value) + 0.0}" if abs(value) < 1 << 64 else None
     if not isinstance(value, str):
         return None
-    if column.equality == "folded" and _PLAIN.fullmatch(value):
-        return f"={value.lower().rstrip(' ')}"
-    if column.equality == "unknown" and _NUMERIC.search(column.type) and _NUMBER.fullmatch(value):
+    if column.equality == "folded":
+        return folded(value)
+    if _NUMERIC.search(column.type) and _NUMBER.fullmatch(value):
         return f"={float(value) + 0.0}"  # no -0
     return None
+
+
+def folded(value: str) -> str | None:
+    """What texts have in common that are equal to a collation of which that is known (schema.Equality); else None."""
+    return f"={value.lower().rstrip(' ')}" if _PLAIN.fullmatch(value) else None
 
 
 def _sliced(keys: Sequence[str]) -> Iterator[list[str]]:

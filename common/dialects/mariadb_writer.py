@@ -188,9 +188,10 @@ class MariadbWriter(JsonWriter):
         return f"SET STATEMENT max_sort_length = {_LONGEST_KEY}, sort_buffer_size = {_SORT_BUFFER} FOR {super().alike_sql()}"
 
     def compared(self, column: Column, value: str) -> str:
-        """See JsonWriter: of numbers that JSON_TABLE gives as texts."""
-        base = type_of(column)
-        return f"CAST({value} AS {base})" if base in {"float", "double"} else value
+        """See JsonWriter: of what JSON_TABLE gives as texts, numbers as such, and others byte by byte."""
+        if type_of(column) in {"float", "double"}:
+            return f"CAST({value} AS {type_of(column)})"
+        return value if is_typed(column) else f"BINARY {value}"
 
     def update_sql(self) -> str:
         """See JsonWriter."""

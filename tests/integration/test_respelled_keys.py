@@ -1,8 +1,12 @@
 """Texts that a collation takes for the same: to write one otherwise is a change (TRAPS 30), and what waits for a row under one
 spelling of its key is overtaken by what comes under another (TRAPS 29)."""
 
+from typing import Any
+
 import pytest
 
+from consumer import retries
+from consumer.replay import Replayer
 from tests.integration.conftest import MakePipeline
 from tests.integration.test_silent_cascades import free
 from tests.pipeline import Pipeline
@@ -128,16 +132,17 @@ def test_a_programs_own_spelling_of_a_key_is_the_databases(
     assert secondary.rows("SELECT * FROM t") == primary.rows("SELECT * FROM t")
 
 
+@pytest.mark.parametrize("other", ["'o'", "'ü'"], ids=["ascii", "umlaut"])
 @pytest.mark.parametrize("kind", ["ENUM", "SET"])
 def test_members_that_a_collation_tells_apart_are_rows_apart(
-    new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, kind: str
+    new_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, kind: str, other: str
 ) -> None:
-    key = f"{kind}('a', 'A', 'b') COLLATE utf8mb4_bin"
-    pipeline = new_pipeline("mariadb", f"CREATE TABLE t (name {key}, n INT, {COLUMNS}, PRIMARY KEY (name, n))", tables="t\n")
+    key = f"name {kind}('a', 'A', 'b') COLLATE utf8mb4_bin, other VARCHAR(9) COLLATE utf8mb4_general_ci"
+    pipeline = new_pipeline("mariadb", f"CREATE TABLE t ({key}, {COLUMNS}, PRIMARY KEY (name, other))", tables="t\n")
     primary, secondary = pipeline.primary, pipeline.secondary
-    primary.execute("INSERT INTO t VALUES ('a', 1, '1', 'p'), ('A', 1, '1', 'q')")
+    primary.execute(f"INSERT INTO t VALUES ('a', {other}, '1', 'p'), ('A', {other}, '1', 'q')")
     pipeline.move()
-    secondary.execute("INSERT INTO t VALUES ('b', 1, 'local', 'x')")
+    secondary.execute(f"INSERT INTO t VALUES ('b', {other}, 'local', 'x')")
     for change in ("UPDATE t SET v = '2', u = 'x' WHERE name = 'a'", "UPDATE t SET v = '3', u = 'z' WHERE name = 'A'"):
         primary.execute(change)
         pipeline.move()
@@ -215,3 +220,33 @@ def test_only_what_is_spelled_otherwise_is_spelled_anew(new_pipeline: MakePipeli
         ("acme", "stale"),
         ("beta", "stale"),
     ]
+
+
+def test_whatever_waits_the_database_is_asked_few_questions(
+    new_pipeline: MakePipeline, database_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of keys of which nothing is known but by asking, and of key updates, of which each has two."""
+    pipeline = new_pipeline(database_kind, *SCHEMA[database_kind], tables="t\n")
+    primary, secondary = pipeline.primary, pipeline.secondary
+    rows = ", ".join(f"('Müller {number}', '1', 'u{number}')" for number in range(200))
+    primary.execute(f"INSERT INTO t VALUES {rows}")
+    pipeline.move()
+    secondary.execute(*(f"INSERT INTO t VALUES ('other {number}', 'local', 'x{number}')" for number in range(200)))
+    for number in range(200):
+        name = f"MÜLLER {number}" if number % 2 else f"Müller {number}"
+        primary.execute(f"UPDATE t SET name = '{name}', u = 'x{number}' WHERE u = 'u{number}'")
+    pipeline.move()
+    assert secondary.rows("SELECT count(*) FROM stsync_quarantine") == [(200,)]
+    asked = []
+    plain = Replayer._numbered
+
+    def counted(self: Replayer, *arguments: Any) -> Any:
+        asked.append(len(arguments[-1]))
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Replayer, "_numbered", counted)
+    monkeypatch.setattr(retries.Retries, "work", lambda *_: False)
+    primary.execute("INSERT INTO t VALUES ('Muller', 'ü', 'ü')", "INSERT INTO t VALUES ('plain', 'p', 'p')")
+    pipeline.move()
+    assert secondary.rows("SELECT count(*) FROM t") == [(402,)]
+    assert sum(asked) < 500

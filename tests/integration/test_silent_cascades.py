@@ -207,9 +207,7 @@ def test_what_failed_is_not_tried_again_in_its_unit_after_its_parent_went(
 
 PARENT = "CREATE TABLE parent (id BIGINT NOT NULL PRIMARY KEY, name VARCHAR(40) UNIQUE)"
 CHILD = "CREATE TABLE child (id BIGINT NOT NULL PRIMARY KEY, parent_id BIGINT, FOREIGN KEY (parent_id) REFERENCES parent (id) {rule})"
-OTHER = (
-    "CREATE TABLE other (id BIGINT NOT NULL PRIMARY KEY, parent_id BIGINT, FOREIGN KEY (parent_id) REFERENCES parent (id))"
-)
+OTHER = "CREATE TABLE other (id INT PRIMARY KEY, parent_id BIGINT, FOREIGN KEY (parent_id) REFERENCES parent (id) ON UPDATE CASCADE)"
 MOVED = "UPDATE parent SET id = 2, name = 'taken' WHERE id = 1"
 IN_THE_WAY = ("INSERT INTO parent VALUES (9, 'taken')", "INSERT INTO other VALUES (9, 1)")
 
@@ -223,6 +221,15 @@ IN_THE_WAY = ("INSERT INTO parent VALUES (9, 'taken')", "INSERT INTO other VALUE
         ((MOVED, "INSERT INTO parent VALUES (1, 'anew')"), True),
         ((MOVED, "UPDATE parent SET name = 'free' WHERE id = 2"), True),
         ((MOVED, "INSERT INTO parent VALUES (1, 'anew')", "DELETE FROM parent WHERE id = 1"), True),
+        ((MOVED, "UPDATE parent SET id = 3, name = 'free' WHERE id = 2"), True),
+        (
+            (
+                "DELETE FROM parent WHERE id = 1",
+                "INSERT INTO parent VALUES (1, 'taken')",
+                "UPDATE parent SET id = 3, name = 'free' WHERE id = 1",
+            ),
+            True,
+        ),
         ((MOVED, "DELETE FROM parent WHERE id = 2", "INSERT INTO parent VALUES (2, 'anew')"), False),
         (("DELETE FROM parent WHERE id = 1",), False),
         ((MOVED,), False),
