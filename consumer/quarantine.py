@@ -136,8 +136,10 @@ def _found(connection: Connection, *conditions: ColumnElement[bool]) -> list[Ent
 
 def _likeness(step: Step, table: ListedTable | None) -> int | None:
     """What the row of a single change has in common with others that may be the same; None where it has two keys or none."""
-    keys = () if table is None or step.kind in (Kind.REKEY, Kind.TRUNCATE) else row_keys(step, table)
-    return likeness(keys[0], table) if table is not None and keys else None
+    if table is None or step.kind.value in _LOOSE:
+        return None
+    keys = row_keys(step, table)
+    return likeness(keys[0], table) if keys else None
 
 
 def _renew(connection: Connection, replayer: Replayer) -> None:
@@ -180,9 +182,9 @@ def _compare(
     q = quarantine.c
     here = and_(q.table_name == table.name, q.held != _NEVER, *also)
     wanted = {likeness(key, table) for key in keys}
-    near = (
-        [true()] if None in wanted else [q.likeness.is_(None), *(q.likeness.in_(some) for some in _sliced(_known(wanted)))]
-    )
+    near: list[ColumnElement[bool]] = [q.likeness.is_(None), *(q.likeness.in_(some) for some in _sliced(_known(wanted)))]
+    if None in wanted:
+        near = [true()]
     waiting: set[str] = set()
     for one in near:
         waiting.update(connection.execute(select(q.key_json).where(here, q.kind != Kind.REKEY.value, one)).scalars())
@@ -423,10 +425,8 @@ def _settle(
             near = _found(connection, quarantine.c.table_name == name, *also)
         else:
             near = _of_rows(connection, table, later.spellings.alike(name, later.rows(name)), *also)
-        if table is not None:
-            later.spellings.names(
-                table, [key for entry in near for key in keys_in(entry.step, listed)]
-            )  # all in one question
+        if table is not None:  # all in one question
+            later.spellings.names(table, [key for entry in near for key in keys_in(entry.step, listed)])
         for entry in reversed(near):
             left = later.left_of(entry.step, table)
             if hands_on(entry.step, listed) and later.anew(entry.step, table):

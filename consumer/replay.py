@@ -65,7 +65,7 @@ class Replayer:
             name for name, one in listed.items() if one.table.parents
         }
         self._references = References.WATCHED
-        self.knows_waiting = False  # what waits was found to be known by this schema (quarantine.renew)
+        self.knows_waiting = False  # what waits was found to be known by this schema (consumer.quarantine)
 
     def at_once(self, connection: Connection, units: Sequence[Unit]) -> Script | None:
         """Run the fast plan of these units, or the changes of a large one as they come, without a savepoint, with which a

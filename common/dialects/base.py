@@ -389,7 +389,7 @@ class JsonWriter:
         return self.execute(cursor, self.respell_sql(free), rows) if free else 0
 
     def respell_sql(self, free: Sequence[tuple[int, Column]]) -> str:
-        """The UPDATE that sets these columns of the key where they differ to the byte."""
+        """The UPDATE that sets these columns of the key, with their place in the row, where they differ to the byte."""
         raise NotImplementedError
 
     def alike(self, cursor: Any, keys: Sequence[str]) -> Sequence[int | None]:

@@ -20,9 +20,8 @@ from common.dialects.base import Trigger, columns_json
 from common.schema import Column, ListedTable
 
 MAX_KEY = 16  # as many columns has a note for the key of a row
-_DEEP = (
-    100  # operands of one operator in a row: an expression may be 1,000 deep, and a table 2,000 columns wide (limits.html)
-)
+# Operands of one operator in a row: an expression may be 1,000 deep, and a table 2,000 columns wide (limits.html).
+_DEEP = 100
 _REPLAYING = "NOT EXISTS (SELECT 1 FROM stsync_replaying)"
 
 
