@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -184,6 +184,48 @@ class ReplayDialect(Protocol):
         """The driver's exception as NotApplicable (the change's own fault) or Unavailable (TRAPS 29)."""
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """Rows of a table whose keys have one hash: how many, and a digest over all of them, whatever their order: the XOR of theirs."""
+
+    rows: int
+    digest: bytes
+
+
+class SnapshotDialect(Protocol):
+    """What a full synchronization reads of a table: digests to compare, and rows to send; of rows inside the row filter only.
+
+    It reads in the connection's transaction, be that a read-only one or one that writes. `columns` are the synchronized ones by name,
+    the key's first, in the primary's order; those that are excluded or computed here are passed over. A digest depends on their
+    values, in this order, and on nothing else of the node. A key is the JSON text of its values, each as in a frame's row, joined
+    by commas; what is no UTF-8 comes with surrogate escapes. NotApplicable where the table has no such column, and Unavailable where
+    the server cannot give a row for its size. What yields may be closed at any time; between two portions the connection is free.
+    """
+
+    def count(self, connection: Connection, table: ListedTable) -> int:
+        """How many rows there are."""
+
+    def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
+        """The rows in so many buckets (from 0, by a hash of the key's text); those without rows are left out."""
+
+    def row_digests(
+        self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int, wanted: Collection[int]
+    ) -> Generator[list[tuple[str, bytes]], None, None]:
+        """Key and digest of every row in the wanted ones of so many buckets, in portions and in any order."""
+
+    def rows(
+        self, connection: Connection, table: ListedTable, columns: Sequence[str], max_bytes: int
+    ) -> Generator[tuple[int, str], None, None]:
+        """Every row, in key order, in portions of so many characters (SQLite: bytes) and at most a row more: their number, and their
+        text as in a frame of kind insert, the very one that the capture triggers write."""
+
+    def rows_of(
+        self, connection: Connection, table: ListedTable, columns: Sequence[str], keys: Sequence[str], max_bytes: int
+    ) -> Generator[tuple[int, str], None, None]:
+        """As `rows`, those with these keys, as `row_digests` spells them, in the order of the keys; keys that are not there, to the
+        letter, are left out."""
+
+
 class ToldByTriggers:
     """The part of ReplayDialect about foreign keys where our triggers tell how the writer had them (Frame.unchecked), and each
     statement may be replayed its own way; no table there has Table.cascades, which the last two are asked for."""
@@ -278,8 +320,8 @@ class Stoppable(Protocol):
         """A descriptor that becomes readable when the process is to stop."""
 
 
-class Dialect(CaptureDialect, InstallDialect, ReplayDialect, EngineDialect, Protocol):
-    """A whole dialect: one module, the sum of what capture, `install`, replay and processes need."""
+class Dialect(CaptureDialect, InstallDialect, ReplayDialect, SnapshotDialect, EngineDialect, Protocol):
+    """A whole dialect: one module, the sum of what capture, `install`, replay, full synchronizations and processes need."""
 
     name: str
     errors: tuple[type[BaseException], ...]

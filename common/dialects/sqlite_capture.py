@@ -135,6 +135,13 @@ def _rows(table: ListedTable) -> str:
     return f"(SELECT {columns} FROM {quote(table.name)} WHERE ({table.where}))"
 
 
+def inside(table: ListedTable) -> str:
+    """FROM and WHERE of the rows inside the row filter that have a key; more conditions may follow."""
+    named = [f"{quote(column.name)} IS NOT NULL" for column in _nullable(table)]
+    filtered = [f"({table.where})"] if table.where else []
+    return f" FROM {quote(table.name)} WHERE {' AND '.join([*filtered, *named]) or '1'}"
+
+
 def _inside(table: ListedTable, alias: str) -> str:
     """Whether that row is inside the row filter and has a key; empty where every row is and has."""
     parts = [f"{reference} IS NOT NULL" for reference in _of(alias, _nullable(table))]

@@ -13,7 +13,7 @@ from common.dialects.sqlite_capture import quote, typed
 from common.errors import NotApplicable
 from common.schema import ListedTable
 
-_UNFIT = (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError)  # it did not come to the database
+UNFIT = (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError)  # it did not come to the database
 
 
 def _plain(value: Any) -> Any:
@@ -99,7 +99,7 @@ class SqliteWriter:
             found = values(SEPARATOR.join(f"[{key}]" for key in keys))
             try:
                 link.executemany(f"INSERT INTO k VALUES (?, {marks})", [(place, *row) for place, row in enumerate(found)])
-            except _UNFIT as exc:
+            except UNFIT as exc:
                 raise NotApplicable(f"a key that does not fit its columns: {exc}") from exc
             numbered = link.execute(f"SELECT DENSE_RANK() OVER (ORDER BY {', '.join(names)}) FROM k ORDER BY place")
             return [number for (number,) in numbered]
@@ -109,6 +109,6 @@ def _many(cursor: Cursor, statement: str, rows: str, width: int | None = None) -
     """`width`: of each row so many values only, for a statement that has no more parameters."""
     try:
         cursor.executemany(statement, [row[:width] for row in values(rows)] if width else values(rows))
-    except _UNFIT as exc:
+    except UNFIT as exc:
         raise NotApplicable(f"a row that does not fit its columns: {exc}") from exc
     return cursor.rowcount

@@ -1,0 +1,144 @@
+"""How whole tables are read in PostgreSQL: the server digests them, and cursors hand over their rows."""
+
+from collections.abc import Collection, Generator, Iterable, Sequence
+from itertools import count
+from typing import Any, Final
+
+from sqlalchemy.engine import Connection
+
+from common.changes import SEPARATOR
+from common.dialects.base import Bucket, raw_cursor
+from common.dialects.postgresql_writer import PostgresqlWriter, quote
+from common.dialects.snapshot import DIGESTS_AT_ONCE, LONG, ROWS_AT_ONCE, Texts, asked, gathered, taking_part, whole
+from common.schema import Column, ListedTable
+
+_WORD: Final = (1 << 64) - 1
+_SEEDS: Final = (0, 1)  # of the digest's two halves
+_BUCKET_SEED: Final = 2
+_numbers = count(1)
+
+
+class PostgresqlSnapshot:
+    """The part of PostgreSQL's dialect that full synchronizations read with (SnapshotDialect).
+
+    A digest is two of the server's own 64-bit hashes over all texts of a row (hash_array_extended), which weighs each by its place.
+    NULL counts as a hash of 0, which a text has once in 2^64 times in each half.
+    """
+
+    def row(self, columns: Sequence[tuple[str, Column]]) -> str:
+        """See CaptureDialect."""
+        raise NotImplementedError
+
+    def count(self, connection: Connection, table: ListedTable) -> int:
+        """See SnapshotDialect."""
+        cursor = raw_cursor(connection)
+        cursor.execute(f"SELECT count(*) {_inside(table)}".replace("%", "%%"))
+        return int(cursor.fetchall()[0][0])
+
+    def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
+        """See SnapshotDialect."""
+        values = f"{_texts(taking_part(table, columns))} AS a, {_bucket(table, number)} AS b"
+        halves = ", ".join(f"bit_xor({_hash('q.a', seed)})" for seed in _SEEDS)
+        # OFFSET 0: the texts are made once, not for each half.
+        statement = f"SELECT q.b, count(*), {halves} FROM (SELECT {values} {_inside(table)} OFFSET 0) q GROUP BY q.b"
+        cursor = raw_cursor(connection)
+        cursor.execute(statement.replace("%", "%%"))
+        return {
+            place: Bucket(rows, b"".join((half & _WORD).to_bytes(8, "big") for half in found))
+            for place, rows, *found in cursor.fetchall()
+        }
+
+    def row_digests(
+        self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int, wanted: Collection[int]
+    ) -> Generator[list[tuple[str, bytes]], None, None]:
+        """See SnapshotDialect."""
+        key = self._key((f"t.{quote(c.name)}", c) for c in table.key)
+        values = f"{_texts(taking_part(table, columns))} AS a, {key} AS k"
+        halves = " || ".join(f"int8send({_hash('q.a', seed)})" for seed in _SEEDS)
+        source = f"SELECT {values} {_inside(table)} AND {_bucket(table, number)}".replace("%", "%%")
+        statement = f"SELECT q.k, {halves} FROM ({source} = ANY (%s::bigint[]) OFFSET 0) q"
+        yield from _pages(connection, statement, (sorted(wanted),), DIGESTS_AT_ONCE)
+
+    def rows(
+        self, connection: Connection, table: ListedTable, columns: Sequence[str], max_bytes: int
+    ) -> Generator[tuple[int, str], None, None]:
+        """See SnapshotDialect."""
+        row = self.row([(f"t.{quote(c.name)}", c) for c in taking_part(table, columns)])
+        keys = ", ".join(f"t.{quote(c.name)} AS k{place}" for place, c in enumerate(table.key))
+        order = ", ".join(f"t.{quote(c.name)}" for c in table.key)
+        source = f"SELECT {row} AS j, {keys} {_inside(table)} ORDER BY {order} OFFSET 0"
+        is_long = f"octet_length(q.j) > {LONG}"
+        key = self._key((f"q.k{place}", c) for place, c in enumerate(table.key))  # made for those alone that need it
+        statement = f"SELECT CASE WHEN NOT {is_long} THEN q.j END, CASE WHEN {is_long} THEN {key} END FROM ({source}) q"
+        found = _rows(connection, statement.replace("%", "%%"))
+        yield from gathered(whole(table, found, self._reader(connection, table, columns)), max_bytes)
+
+    def rows_of(
+        self, connection: Connection, table: ListedTable, columns: Sequence[str], keys: Sequence[str], max_bytes: int
+    ) -> Generator[tuple[int, str], None, None]:
+        """See SnapshotDialect."""
+        yield from gathered(asked(table, keys, self._reader(connection, table, columns)), max_bytes)
+
+    def _key(self, columns: Iterable[tuple[str, Column]]) -> str:
+        """SQL for the JSON text of a key whose values are these references."""
+        return f"left(substr({self.row(list(columns))}, 2), -1)"
+
+    def _reader(self, connection: Connection, table: ListedTable, columns: Sequence[str]) -> "_Reader":
+        writer = PostgresqlWriter(table, columns)
+        key = self._key((f"t.{quote(c.name)}", c) for c in table.key)
+        row = self.row([(f"t.{quote(c.name)}", c) for c in taking_part(table, columns)])
+        values = f"SELECT {key} AS k, {row} AS j".replace("%", "%%")
+        found = (
+            f"FROM ({writer.keys_in()}) x JOIN {writer.target} t ON {writer.key_match()} WHERE true{writer.local_filter()}"
+        )
+        return _Reader(raw_cursor(connection), f"{values} {found} OFFSET 0")
+
+
+class _Reader:
+    """Reads the rows with given keys (common.dialects.snapshot.Ask)."""
+
+    def __init__(self, cursor: Any, source: str) -> None:
+        self._cursor = cursor
+        self._statement = f"SELECT q.k, CASE WHEN octet_length(q.j) <= %s::bigint THEN q.j END FROM ({source}) q"
+
+    def __call__(self, keys: Sequence[str], longest: int | None) -> Texts:
+        rows = SEPARATOR.join([f"[{key}]" for key in keys])
+        self._cursor.execute(self._statement, (_WORD >> 1 if longest is None else longest, f"[{rows}]"))
+        asked_for = set(keys)
+        return {key: text for key, text in self._cursor.fetchall() if key in asked_for}
+
+
+def _inside(table: ListedTable) -> str:
+    """FROM and WHERE of the rows inside the row filter, called t; more conditions may follow."""
+    return f"FROM {quote(table.name)} t WHERE " + (f"({table.where})" if table.where else "true")
+
+
+def _texts(columns: Sequence[Column]) -> str:
+    return "ARRAY[" + ", ".join(f"t.{quote(c.name)}::text" for c in columns) + "]"
+
+
+def _hash(array: str, seed: int) -> str:
+    """In the "C" collation: others may take two texts for one."""
+    return f'hash_array_extended({array} COLLATE "C", {seed})'
+
+
+def _bucket(table: ListedTable, number: int) -> str:
+    return f"(({_hash(_texts(table.key), _BUCKET_SEED)} & {_WORD >> 1}) % {number:d})"
+
+
+def _rows(connection: Connection, statement: str) -> Generator[tuple[Any, ...], None, None]:
+    for page in _pages(connection, statement, (), ROWS_AT_ONCE):
+        yield from page
+
+
+def _pages(
+    connection: Connection, statement: str, values: Sequence[Any], size: int
+) -> Generator[list[tuple[Any, ...]], None, None]:
+    """The rows of a statement, so many at a time, by a cursor of the server's."""
+    if not connection.in_transaction():
+        connection.begin()
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor(name=f"stsync_snapshot_{next(_numbers)}") as cursor:
+        cursor.execute(statement, values)
+        while page := cursor.fetchmany(size):
+            yield page
