@@ -25,6 +25,7 @@ from common.dialects.base import (
 )
 from common.dialects.mariadb_capture import row_json, triggers
 from common.dialects.mariadb_driver import Connection as Driver
+from common.dialects.mariadb_install import MariadbInstalling
 from common.dialects.mariadb_script import CompoundScript, PreparedScript
 from common.dialects.mariadb_values import quote
 from common.dialects.mariadb_writer import MariadbWriter
@@ -118,7 +119,7 @@ def _equality(kind: str, collation: str | None) -> Equality:
     return "folded" if _FOLDED.match(collation) else "unknown"
 
 
-class Mariadb(ToldByTriggers):
+class Mariadb(MariadbInstalling, ToldByTriggers):
     """The MariaDB dialect (10.6 and later)."""
 
     name = "mariadb"
