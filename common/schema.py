@@ -67,6 +67,30 @@ class HandedOn:
     on_update: str
 
 
+Rule = Literal["stay", "cascade", "null", "default"]
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A foreign key as the database enforces it: `columns` of the child refer to `parent_columns`, in this order.
+
+    `on_delete`, `on_update`: what it does to the child; with "stay" nothing, and the parent has to stay too. `cleared`: the columns that
+    a deletion sets to NULL or their defaults. `late`: its check can be left to the end of the transaction. `schema`: of a child that is
+    elsewhere than the parent, and so never listed.
+    """
+
+    name: str
+    child: str
+    columns: tuple[str, ...]
+    parent: str
+    parent_columns: tuple[str, ...]
+    on_delete: Rule
+    on_update: Rule
+    cleared: tuple[str, ...] = ()
+    late: bool = False
+    schema: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table with its primary key, the tables its foreign keys refer to, and (where a dialect needs them) its unique keys, the
@@ -160,3 +184,25 @@ def parents_first(tables: Iterable[ListedTable]) -> list[str]:
         for name in ready:
             del waiting[name]
     return done
+
+
+def components(tables: Iterable[ListedTable]) -> list[list[str]]:
+    """Table names in groups, each after those it refers to or requires; together are those that refer to each other in a circle."""
+    given = {one.name: one for one in tables}
+    parents = {name: (one.table.parents | one.requires) & given.keys() for name, one in given.items()}
+    above = {name: _reached(name, parents) for name in given}
+    found: list[list[str]] = []
+    for name in sorted(given, key=lambda name: (len(above[name]), name)):  # what is above another has less above itself
+        if not any(name in group for group in found):
+            found.append(sorted(other for other in above[name] | {name} if other == name or name in above[other]))
+    return found
+
+
+def _reached(name: str, parents: Mapping[str, frozenset[str]]) -> set[str]:
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        for parent in parents[ahead.pop()] - found:
+            found.add(parent)
+            ahead.append(parent)
+    return found

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from common.changes import SEPARATOR
 from common.errors import NotApplicable, StsyncError
-from common.schema import Cascade, Column, ListedTable, Table
+from common.schema import Cascade, Column, ForeignKey, ListedTable, Table
 
 if TYPE_CHECKING:
     from common.dialects.script import Script
@@ -226,6 +226,34 @@ class SnapshotDialect(Protocol):
         letter, are left out."""
 
 
+class InstallingDialect(Protocol):
+    """What the installation of a full synchronization needs besides replay: the foreign keys of all tables, and tables that are gone
+    with the transaction or the session."""
+
+    unenforced: bool  # where foreign keys are switched off for a session, no trigger is, and anybody may do that
+    overriding: str  # what an INSERT … SELECT says to keep identity values as they are
+    drop_scratch: str  # what removes a table that `scratch` made, which follows; empty where the end of the transaction does
+
+    def foreign_keys(self, connection: Connection) -> list[ForeignKey]:
+        """Those that refer to tables of the default schema."""
+
+    def may_uncheck(self, connection: Connection) -> bool:
+        """Whether this user may do what `unchecked` does."""
+
+    def plain_columns(self, connection: Connection, table: str) -> list[str]:
+        """The names of all columns of a table (SQL) that are not computed; asked where foreign keys are not `unenforced`."""
+
+    def scratch(
+        self, connection: Connection, name: str, table: str, columns: Mapping[str, str], index: Sequence[str]
+    ) -> list[str]:
+        """Statements that make an empty temporary table, without ending the transaction: each column (by its name there) has the type
+        and the collation of one of the table's (SQL); with an index over some of them, if any."""
+
+    def joined(self, target: str, sets: Mapping[str, str], sources: Sequence[str], condition: str) -> str:
+        """The UPDATE of a table (SQL) that sets columns to what stands in rows of sources that meet a condition; the DELETE of these
+        rows where nothing is set."""
+
+
 class ToldByTriggers:
     """The part of ReplayDialect about foreign keys where our triggers tell how the writer had them (Frame.unchecked), and each
     statement may be replayed its own way; no table there has Table.cascades, which the last two are asked for."""
@@ -320,7 +348,7 @@ class Stoppable(Protocol):
         """A descriptor that becomes readable when the process is to stop."""
 
 
-class Dialect(CaptureDialect, InstallDialect, ReplayDialect, SnapshotDialect, EngineDialect, Protocol):
+class Dialect(CaptureDialect, InstallDialect, ReplayDialect, SnapshotDialect, InstallingDialect, EngineDialect, Protocol):
     """A whole dialect: one module, the sum of what capture, `install`, replay, full synchronizations and processes need."""
 
     name: str

@@ -25,6 +25,7 @@ from common.dialects.base import (
 )
 from common.dialects.mariadb_capture import row_json, triggers
 from common.dialects.mariadb_driver import Connection as Driver
+from common.dialects.mariadb_install import MariadbInstalling
 from common.dialects.mariadb_script import CompoundScript, PreparedScript
 from common.dialects.mariadb_snapshot import MariadbSnapshot
 from common.dialects.mariadb_values import quote
@@ -119,7 +120,7 @@ def _equality(kind: str, collation: str | None) -> Equality:
     return "folded" if _FOLDED.match(collation) else "unknown"
 
 
-class Mariadb(MariadbSnapshot, ToldByTriggers):
+class Mariadb(MariadbSnapshot, MariadbInstalling, ToldByTriggers):
     """The MariaDB dialect (10.6 and later)."""
 
     name = "mariadb"

@@ -33,6 +33,7 @@ from common.dialects.base import (
     read_plainly,
 )
 from common.dialects.postgresql_cursor import QuickCursors, QuickScript
+from common.dialects.postgresql_install import PostgresqlInstalling
 from common.dialects.postgresql_snapshot import PostgresqlSnapshot
 from common.dialects.postgresql_waker import TELL, NotifyWaker
 from common.dialects.postgresql_writer import PostgresqlWriter, quote
@@ -166,7 +167,7 @@ def _name(what: str, table: str) -> str:
     return f"{what}{table.encode()[:30].decode(errors='ignore')}_{hashlib.sha256(table.encode()).hexdigest()[:12]}"
 
 
-class Postgresql(PostgresqlSnapshot, ToldByTriggers):
+class Postgresql(PostgresqlSnapshot, PostgresqlInstalling, ToldByTriggers):
     """The PostgreSQL dialect (15 and later)."""
 
     name = "postgresql"

@@ -33,6 +33,7 @@ from common.dialects.base import (
 from common.dialects.polling import PollWaker
 from common.dialects.script import Script
 from common.dialects.sqlite_capture import MAX_KEY, quote, row_json, triggers
+from common.dialects.sqlite_install import SqliteInstalling
 from common.dialects.sqlite_snapshot import SqliteSnapshot
 from common.dialects.sqlite_writer import SqliteWriter, values
 from common.errors import Fault, Misconfigured, NotApplicable, StsyncError, Unavailable
@@ -138,7 +139,7 @@ def _take_lock(link: Any) -> None:
         link.execute(_PATIENT_SQL)
 
 
-class Sqlite(SqliteSnapshot):
+class Sqlite(SqliteSnapshot, SqliteInstalling):
     """The SQLite dialect (3.40 and later)."""
 
     name = "sqlite"
