@@ -112,6 +112,7 @@ node = Table(
     Column("installed_ms", BigInteger, nullable=False),
     _name("version", nullable=False),
     Column("last_full_sync_ms", BigInteger),
+    Column("session_number", BigInteger, nullable=False, server_default=text("0")),
     **_OPTIONS,
 )
 # What the secondaries reported, as the primary heard it.
@@ -164,6 +165,29 @@ quarantine = Table(
     Column("held", Integer, nullable=False, server_default=text("0")),
     Index("stsync_quarantine_row", "table_name", "likeness"),
     sqlite_autoincrement=True,  # an id is never given again: people name changes by it
+    **_OPTIONS,
+)
+# Full synchronizations, rehearsals and verifications: asked for here, and how far they are (common.sessions).
+sessions = Table(
+    "stsync_sessions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("session", String(32), nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("whole", Integer, nullable=False, server_default=text("0")),
+    _name("cause", nullable=False),
+    Column("nodes_json", _Long),  # NULL: all secondaries
+    Column("timeout_s", Float, nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("reason", _Long),
+    Column("requested_ms", BigInteger, nullable=False),
+    Column("began_ms", BigInteger),
+    Column("ended_ms", BigInteger),
+    Column("cancelled", Integer, nullable=False, server_default=text("0")),
+    Column("epoch", BigInteger),
+    Column("sequence", BigInteger),
+    Column("progress_json", _Long, nullable=False),
+    sqlite_autoincrement=True,
     **_OPTIONS,
 )
 # Messages that were refused, by kind and source (TRAPS 34).

@@ -56,6 +56,7 @@ class NodeState:
     heard_number: int
     last_full_sync_ms: int | None
     installed_ms: int
+    session_number: int = 0
 
 
 def now_ms() -> int:
@@ -132,6 +133,7 @@ def _state(row: Any) -> NodeState:
         heard_number=row["heard_number"],
         last_full_sync_ms=row["last_full_sync_ms"],
         installed_ms=row["installed_ms"],
+        session_number=row["session_number"],
     )
 
 

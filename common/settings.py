@@ -142,6 +142,14 @@ class ReplaySettings(_Section):
     retry_quarantine_s: Positive = 5.0
 
 
+class SessionSettings(_Section):
+    """Full synchronizations and verifications: how long one may take, and after how long a silent other side counts as gone."""
+
+    timeout_s: Positive = 3600.0
+    silent_s: Positive = 30.0
+    chunk_bytes: Annotated[int, Field(ge=1024, le=2 << 20)] = 448 * 1024
+
+
 class LogSettings(_Section):
     """What the log tells: its level, and its form (`auto`: pretty on a terminal, JSON elsewhere)."""
 
@@ -165,6 +173,7 @@ class Settings(BaseSettings):
     journal: JournalSettings = JournalSettings()
     intervals: IntervalSettings = IntervalSettings()
     replay: ReplaySettings = ReplaySettings()
+    sessions: SessionSettings = SessionSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

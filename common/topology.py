@@ -10,6 +10,8 @@ DELIVERY_LIMIT = 1_000_000  # never -1, which below RabbitMQ 4.0 discards at the
 REPORTS_MAX_LENGTH = 10_000
 REPORTS_MAX_BYTES = 64 << 20
 REPORTS_TTL_MS = 600_000
+SESSIONS_TTL_MS = 600_000
+EVERY_NODE = "*"  # a routing key that is no node's name
 NOTHING = "^$"
 
 
@@ -42,9 +44,10 @@ class Binding:
 class Topology:
     """The exchanges, queues and bindings of one cluster.
 
-    events: the primary to all other nodes. direct: the primary to one node, by its name. reports: all nodes to the
-    primary. Rights differ by exchange, so that no message property can widen them (TRAPS 19). The queue of the `primary` stands for
-    the day when it is a secondary; what it publishes does not go there, for nobody would take it out.
+    events: the primary to all other nodes. direct: the primary to one node, by its name. sessions: the primary to all other nodes,
+    or to one by its name, in a full synchronization, past what waits of the log. reports: all nodes to the primary. Rights differ by
+    exchange, so that no message property can widen them (TRAPS 19). The queues of the `primary` stand for the day when it is a
+    secondary; what it publishes does not go there, for nobody would take it out.
     """
 
     cluster: str
@@ -62,6 +65,11 @@ class Topology:
     def direct_exchange(self) -> str:
         """Where the primary publishes for one node; the routing key is the node's name."""
         return self._name("direct")
+
+    @property
+    def sessions_exchange(self) -> str:
+        """Where the primary publishes what is said in a session; the routing key is EVERY_NODE or the node's name."""
+        return self._name("sessions")
 
     @property
     def reports_exchange(self) -> str:
@@ -82,6 +90,10 @@ class Topology:
         """What one node consumes."""
         return self._name(f"node.{node}")
 
+    def session_queue(self, node: str) -> str:
+        """What one node consumes in a session."""
+        return self._name(f"session.{node}")
+
     def user(self, node: str) -> str:
         """The broker user that `definitions` makes for a node."""
         return self._name(node)
@@ -92,6 +104,7 @@ class Topology:
         return (
             Exchange(self.events_exchange, "fanout"),
             Exchange(self.direct_exchange, "direct"),
+            Exchange(self.sessions_exchange, "direct"),
             Exchange(self.reports_exchange, "fanout"),
         )
 
@@ -99,9 +112,11 @@ class Topology:
     def queues(self) -> tuple[Queue, ...]:
         """All queues that outlive a connection."""
         nodes = (Queue(self.node_queue(node), self._arguments(self.queue_max_bytes)) for node in self.nodes)
+        brief = self._arguments(self.queue_max_bytes) | {"x-message-ttl": SESSIONS_TTL_MS}
+        sessions = (Queue(self.session_queue(node), brief) for node in self.nodes)
         bounds = {"x-max-length": REPORTS_MAX_LENGTH, "x-message-ttl": REPORTS_TTL_MS}
         reports_bytes = min(REPORTS_MAX_BYTES, self.queue_max_bytes)
-        return (*nodes, Queue(self.reports_queue, self._arguments(reports_bytes) | bounds))
+        return (*nodes, *sessions, Queue(self.reports_queue, self._arguments(reports_bytes) | bounds))
 
     @property
     def unbound(self) -> Binding:
@@ -113,7 +128,11 @@ class Topology:
         """All bindings."""
         events = (Binding(self.events_exchange, self.node_queue(node)) for node in self.nodes if node != self.primary)
         direct = (Binding(self.direct_exchange, self.node_queue(node), node) for node in self.nodes)
-        return (*events, *direct, Binding(self.reports_exchange, self.reports_queue))
+        others = [node for node in self.nodes if node != self.primary]
+        sessions = (
+            Binding(self.sessions_exchange, self.session_queue(node), key) for node in others for key in (EVERY_NODE, node)
+        )
+        return (*events, *direct, *sessions, Binding(self.reports_exchange, self.reports_queue))
 
     def _name(self, last: str) -> str:
         return f"stsync.{self.cluster}.{last}"
@@ -160,10 +179,10 @@ _HASHING = "rabbit_password_hashing_sha256"
 
 
 def _permissions(topology: Topology, node: str, vhost: str, is_primary: bool) -> dict[str, str]:
-    write, read = [topology.reports_exchange], [topology.node_queue(node)]
+    write, read = [topology.reports_exchange], [topology.node_queue(node), topology.session_queue(node)]
     configure = []
     if is_primary:
-        write += [topology.events_exchange, topology.direct_exchange]
+        write += [topology.events_exchange, topology.direct_exchange, topology.sessions_exchange]
         read += [topology.reports_queue]
         configure += [topology.lock_queue]
     return {

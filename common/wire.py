@@ -57,6 +57,8 @@ class MessageKind(StrEnum):
     REPORT = "report"
     CATCH_UP = "catch_up"
     PAST_RETENTION = "past_retention"
+    SESSION = "session"
+    ANSWER = "answer"
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,7 +6,8 @@ wait for the database (TRAPS 24).
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import structlog
 from sqlalchemy.engine import Connection
@@ -16,12 +17,13 @@ from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
 from common.dialects.script import Script
-from common.errors import LeftBehind, MessageRefused, NeedsFullSync, NotApplicable
+from common.errors import Fault, LeftBehind, MessageRefused, NeedsFullSync, NotApplicable
 from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.logs import Seldom
 from common.nodestate import State
 from common.numbers import Numbers
+from common.session import Begin, Mode, parse_said
 from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
 from consumer import quarantine
@@ -29,11 +31,13 @@ from consumer.gate import Assembly, Verdict
 from consumer.replay import FAST_BYTES, References, Replayer, Unit
 from consumer.retries import Retries
 from consumer.standing import Standing, hindered
+from consumer.synchronizer import Begun, Over
 
 CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
 _GRACE_S = 0.3
 _AGAIN = 1000
+_PAUSED = "a full synchronization is under way"
 _TOO_SMALL = "; replay.max_change_bytes is too small here: raise it and start the service again"
 
 
@@ -42,6 +46,16 @@ class _Moved(NamedTuple):
 
     after: Position
     lag_ms: float | None
+
+
+class Sessions(Protocol):
+    """What leads sessions on this node (consumer.synchronizer)."""
+
+    def begin(self, begun: Begun) -> None:
+        """A session begins; the log is at rest, or a snapshot of it is given."""
+
+    def refuse(self, begun: Begun, sequence: int, why: str, *, again: bool) -> None:
+        """This node takes no part."""
 
 
 class Applier:
@@ -55,12 +69,16 @@ class Applier:
         lists: LiveLists,
         primary: str,
         ask: Callable[[int, int], bool],
+        sessions: Sessions | None = None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._reader = reader
         self._lists = lists
         self._ask = ask
+        self._sessions = sessions
+        self._session_number = 0
+        self.paused = False
         self._log = structlog.get_logger("applier")
         self._position = Position(1, 0)
         self._assembly = Assembly(self._position, primary, settings.replay.hold_bytes)
@@ -108,6 +126,7 @@ class Applier:
         self._saved_stuck = state.reason if state.state is State.REFUSED else None
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
+        self._session_number = state.session_number
         self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
         known = nodestate.offsets(connection)
@@ -141,17 +160,80 @@ class Applier:
             unanswered_s=None if self._unanswered is None else time.monotonic() - self._unanswered,
         )
 
-    def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
-        """Handle what arrived (perhaps nothing) and what is due. Raises Unavailable: then `load`, and nothing is lost."""
+    def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> int:
+        """Handle what arrived (perhaps nothing) and what is due; how much of it was handled: where a session begins that pauses the
+        log, what follows is to come again after it. Raises Unavailable: then `load`, and nothing is lost."""
+        handled = 0
         for delivery in deliveries:
+            handled += 1
             try:
-                self._receive(connection, delivery)
+                begun = self._receive(connection, delivery)
+                if begun is not None and self._meet(connection, begun):
+                    return handled
             except MessageRefused as exc:
                 if exc.kind == "replayed" and delivery.redelivered:
                     continue  # the broker gave it again after a lost connection
                 self._refuse(connection, exc)
             except NeedsFullSync as exc:
                 self._give_up(connection, str(exc))
+        self._apply_ready(connection)
+        self._after(connection)
+        return handled
+
+    def resume(self, connection: Connection, over: Over) -> None:
+        """The session is over that had paused the log: go on from where the database now stands."""
+        self.paused = False
+        before = self._position
+        self.load(connection)
+        if over.installed:
+            self._head = max(self._head, (self._position.epoch, self._position.sequence))
+            self._at_last_beat = 0  # the primary's history is another one, perhaps
+            self._stuck = self._unanswered = None
+            self._progress = time.monotonic()
+            # What the queue still holds of what the session made needless is no attack.
+            self._catching_up_until = max(self._catching_up_until, self._position.sequence, before.sequence)
+        elif over.missed is not None:
+            self._give_up(connection, over.missed)
+        nodestate.save(connection, **self._state_now())
+        connection.commit()
+
+    def _meet(self, connection: Connection, begun: Begun) -> bool:
+        """Bring the log to rest where a session begins; whether it is paused from now on."""
+        self._apply_ready(connection)
+        sequence = self._position.sequence
+        if self._sessions is None:
+            return False
+        self._session_number = begun.begin.number
+        if begun.begin.mode is Mode.SYNC:
+            nodestate.save(connection, session_number=begun.begin.number, state=State.PAUSED, reason=_PAUSED)
+            connection.commit()
+            self.paused = True
+            self._sessions.begin(begun)
+            return True
+        nodestate.save(connection, session_number=begun.begin.number)
+        connection.commit()
+        there = (begun.epoch, begun.begin.sequence, begun.begin.hash)
+        here = (self._position.epoch, sequence, self._position.hash)
+        if self._needs is not None:
+            self._sessions.refuse(begun, sequence, f"it needs a full synchronization: {self._needs}", again=False)
+        elif here != there:
+            why = f"it stands at sequence {sequence}, and not at {begun.begin.sequence}, which is to be compared"
+            self._sessions.refuse(begun, sequence, why, again=True)
+        else:
+            self._verify(begun)
+        return False
+
+    def _verify(self, begun: Begun) -> None:
+        """Begin to read at this position; replay goes on."""
+        snapshot = self._database.open(read_only=True)
+        with self._database.guard():
+            standing = nodestate.read(snapshot)
+        if standing is None or standing.position != self._position or self._sessions is None:
+            snapshot.close()
+            raise Fault("the position in the database is not where it was left: does another service run on this database?")
+        self._sessions.begin(replace(begun, snapshot=snapshot))
+
+    def _apply_ready(self, connection: Connection) -> None:
         while self._assembly.ready and self._needs is None:
             try:
                 self._apply(connection)
@@ -163,9 +245,8 @@ class Applier:
                     connection,
                     f"the change set after sequence {self._position.sequence} cannot be read: {exc}{remedy}",
                 )
-        self._after(connection)
 
-    def _receive(self, connection: Connection, delivery: Delivery) -> None:
+    def _receive(self, connection: Connection, delivery: Delivery) -> Begun | None:
         message = self._reader.verify(delivery.body)
         kind = message.header.kind
         if message.header.sender != self._primary:
@@ -189,8 +270,23 @@ class Applier:
             self._answers.take(answer.number)
             if newer and answer.asked == self._assembly.position.sequence + 1 and answer.journal_first > answer.asked:
                 self._give_up(connection, self._past_retention(answer.journal_first))
+        elif kind is MessageKind.SESSION:
+            return self._begun(message)
         else:
             raise MessageRefused("sender", f"a {kind} message where only the primary speaks")
+        return None
+
+    def _begun(self, message: Verified) -> Begun | None:
+        """A session that begins here; each only once, and none of an earlier time (TRAPS 34)."""
+        said = parse_said(self._reader.open(message))
+        if not isinstance(said, Begin) or message.header.sequence != 1:
+            raise MessageRefused("malformed", "a session's message in the queue of the log that does not begin one")
+        if said.number < self._session_number:
+            raise MessageRefused("replayed", "the beginning of a session that was over before")
+        self._freshness.judge(message.header)
+        if said.number == self._session_number or self._settings.node.name not in said.nodes:
+            return None
+        return Begun(message.header.previous, message.header.epoch, said)
 
     def _batch(self, message: Verified, *, redelivered: bool) -> None:
         if self._needs is not None:

@@ -11,14 +11,17 @@ from common import nodestate
 from common.broker import ConsumeLink, Delivery, LinkState, PublishLink
 from common.capture_watch import CaptureWatch
 from common.crew import Crew
-from common.errors import Fault, Unavailable
+from common.errors import Fault, MessageRefused, Unavailable
 from common.link_log import LinkLog
 from common.live_lists import LiveLists
 from common.runtime import Runtime
+from common.session import Phase
 from common.troubles import Troubles
+from consumer.answers import Answers
 from consumer.applier import Applier
 from consumer.reporter import Reporter
 from consumer.standing import Standing
+from consumer.synchronizer import Synchronizer
 
 _AT_ONCE = 1000
 _COMES_AGAIN_S = 5.0  # what could not be applied is delivered once more well before
@@ -69,6 +72,23 @@ class SecondaryService:
             settings.intervals,
             standing=self._standing,
         )
+        self._synchronizer = Synchronizer(
+            runtime.database,
+            settings,
+            runtime.reader,
+            self._lists,
+            Answers(self._publish, runtime.topology, runtime.writer, state.primary_name),
+            primary=state.primary_name,
+            refused=self._refused_in_session,
+        )
+        self._sessions = ConsumeLink(
+            settings.broker,
+            runtime.topology,
+            queue=runtime.topology.session_queue(state.name),
+            client_name=f"{state.name}-session",
+            on_delivery=self._synchronizer.arrived,
+            on_state=lambda found: self._link_state("broker_session", found, self._sessions),
+        )
         self._applier = Applier(
             runtime.database,
             settings,
@@ -76,6 +96,7 @@ class SecondaryService:
             self._lists,
             state.primary_name,
             ask=lambda first, limit: self._reporter.ask(state.position.epoch, first, limit),
+            sessions=self._synchronizer,
         )
 
     def run(self) -> None:
@@ -86,15 +107,18 @@ class SecondaryService:
         self._log.info("secondary_started", sequence=sequence, tables=len(self._lists.tables))
         self._publish.start()
         self._consume.start()
+        self._sessions.start()
         self._crew.start("lock", self._runtime.lock.loop)
         self._crew.start_each_second("lists", self._look_around)
         self._crew.start_each_second("troubles", self._troubles.keep)
         self._crew.start("applier", self._apply_loop)
         self._crew.start("reporter", lambda: self._reporter.loop(self._runtime.stop))
+        self._crew.start("session", lambda: self._synchronizer.loop(self._runtime.stop, self._sessions))
         try:
             self._crew.wait()
             self._crew.join(self._runtime.settings.intervals.stop_within_s)
         finally:
+            self._sessions.stop()
             self._consume.stop()
             self._publish.stop()
         self._log.info("secondary_stopped", sequence=self._applier.position.sequence)
@@ -109,7 +133,9 @@ class SecondaryService:
             self._consume.renew_after(patience_s)
 
     def _standing(self) -> Standing:
-        return replace(self._applier.standing(), trouble=self._troubles.of("applier", "broker_consume"))
+        phase = (self._synchronizer.phase or Phase.PAUSING) if self._applier.paused else None
+        trouble = self._troubles.of("applier", "broker_consume")
+        return replace(self._applier.standing(), trouble=trouble, session=phase)
 
     def _apply_loop(self) -> None:
         try:
@@ -128,11 +154,19 @@ class SecondaryService:
             raise
 
     def _work(self, connection: Connection) -> None:
+        if self._applier.paused:
+            self._wait_for_session(connection)
+            return
         deliveries = self._gather(0.1)
         before = self._applier.position
-        self._applier.work(connection, deliveries)
+        handled = self._applier.work(connection, deliveries)
         if deliveries:
-            self._consume.done(deliveries[-1])
+            self._consume.done(deliveries[handled - 1])
+        if self._applier.paused:  # what was taken in and not handled comes again
+            self._forgotten = self._consume.generation
+            self._consume.pause()
+            self._reporter.changed()
+            return
         stirred = bool(deliveries) or self._applier.position != before
         if stirred:
             self._stirred = time.monotonic()
@@ -140,6 +174,23 @@ class SecondaryService:
         # Where nothing came, what failed may come again any moment.
         if stirred or not self._applier.due or time.monotonic() - self._stirred > _COMES_AGAIN_S:
             self._troubles.over("applier")
+
+    def _wait_for_session(self, connection: Connection) -> None:
+        """The log rests here until the session is over, whatever becomes of it."""
+        over = self._synchronizer.over()
+        if over is None:
+            self._runtime.stop.wait(0.02)
+            self._troubles.over("applier")
+            return
+        self._applier.resume(connection, over)
+        self._consume.resume()
+        self._stirred = time.monotonic()
+        self._reporter.changed()
+
+    def _refused_in_session(self, exc: MessageRefused) -> None:
+        with self._runtime.database.connect() as connection:
+            nodestate.count_refusal(connection, exc.kind, "session", str(exc))
+            connection.commit()
 
     def _forget_deliveries(self) -> None:
         """What was taken in and not committed comes again on a new channel; unacknowledged it would fill the prefetch."""

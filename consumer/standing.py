@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from common.changes import Position
 from common.errors import MessageRefused
 from common.nodestate import State, behind_by, could_not_be_applied
+from common.session import Phase
 
 _HINDERS = frozenset({"signature", "certificate", "seal", "version", "malformed", "size", "epoch"})  # no time mends these
 
@@ -13,7 +14,7 @@ _HINDERS = frozenset({"signature", "certificate", "seal", "version", "malformed"
 class Standing:
     """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start.
     `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for. `trouble` is what keeps it from
-    applying anything now."""
+    applying anything now. `session`: how far a full synchronization is that has paused the log here."""
 
     position: Position
     head: tuple[int, int]
@@ -26,6 +27,7 @@ class Standing:
     stuck: str | None = None
     unanswered_s: float | None = None
     trouble: str | None = None
+    session: Phase | None = None
 
     @property
     def behind(self) -> int:
@@ -35,16 +37,18 @@ class Standing:
 
 def describe(standing: Standing, offline_after_s: float) -> tuple[State, str | None]:
     """The state and a sentence for a person (None when there is nothing to say)."""
+    if standing.session is not None:
+        state = State.PAUSED if standing.session is Phase.PAUSING else State.SYNCHRONIZING
+        return state, f"a full synchronization is under way: {standing.session}"
     if standing.needs_full_sync:
         return State.NEEDS_FULL_SYNC, standing.needs_full_sync
     if standing.stuck:
         return State.REFUSED, standing.stuck
     if standing.trouble:
         return State.CATCHING_UP, standing.trouble
-    if standing.heard_s is None:
-        return State.CATCHING_UP, "nothing was heard from the primary since this service started"
-    if standing.heard_s > offline_after_s:
-        return State.CATCHING_UP, f"nothing was heard from the primary for {standing.heard_s:.0f} s"
+    if standing.heard_s is None or standing.heard_s > offline_after_s:
+        since = "since this service started" if standing.heard_s is None else f"for {standing.heard_s:.0f} s"
+        return State.CATCHING_UP, f"nothing was heard from the primary {since}"
     if standing.behind:
         return State.CATCHING_UP, behind_by(standing.behind)
     if standing.quarantined:

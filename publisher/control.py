@@ -22,6 +22,7 @@ from common.freshness import Freshness
 from common.logs import Seldom
 from common.nodestate import State
 from common.numbers import Numbers
+from common.session import parse_answer
 from common.settings import Settings
 from common.topology import Topology
 from common.wire import (
@@ -37,6 +38,7 @@ from common.wire import (
     parse_body,
 )
 from publisher import journal
+from publisher.leading import Heard
 
 _SLICE = 50
 _SLICE_BYTES = 4 << 20
@@ -72,6 +74,7 @@ class Control:
         link: PublishLink,
         head: Callable[[], Position],
         on_numbers: Callable[[int], None],
+        on_answer: Callable[[Heard], None],
     ) -> None:
         self._database = database
         self._settings = settings
@@ -81,6 +84,7 @@ class Control:
         self._link = link
         self._head = head
         self._on_numbers = on_numbers
+        self._on_answer = on_answer
         self._log = structlog.get_logger("control")
         self._told = Seldom()
         self._serving: dict[str, _Serving] = {}
@@ -173,6 +177,10 @@ class Control:
                 latest[sender] = report
         elif message.header.kind is MessageKind.CATCH_UP:
             self._asked(sender, message, parse_body(self._reader.open(message), CatchUp))
+        elif message.header.kind is MessageKind.ANSWER:
+            self._freshness.judge(message.header)
+            answer = parse_answer(self._reader.open(message))
+            self._on_answer(Heard(sender, message.header.previous, message.header.sequence, answer))
         else:
             raise MessageRefused("sender", f"a {message.header.kind} message of {sender!r}, who is not the primary")
 

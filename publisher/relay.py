@@ -1,5 +1,6 @@
 """The relay: drains the outbox into the journal, one change set at a time (DESIGN §5, TRAPS 1, 8)."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from common.changes import MAX_NAME, SEPARATOR, Kind, Position
 from common.database import Database
 from common.dialects.base import UNCHECKED
 from common.dialects.script import Script
-from common.errors import NotApplicable
+from common.errors import NotApplicable, Unavailable
 from common.live_lists import Lists
 from common.settings import RelaySettings
 from common.wire import Writer
@@ -61,7 +62,8 @@ class _Drain:
 
 
 class Relay:
-    """Owns the outbox's end and the sequence. One thread uses it; it has two connections, one reads and one writes.
+    """Owns the outbox's end and the sequence. One thread at a time uses it (`cut` waits for its turn); it has two connections, one
+    reads and one writes.
 
     A drain is one consistent read of all committed outbox rows, in id order, as one change set. The rows that were read (and no
     others: a lower id may commit later) are deleted, or noted as taken, in the transaction that writes the batches and moves the
@@ -89,6 +91,8 @@ class Relay:
         self._found = self._noted = time.monotonic()
         self._many = False  # the last drain brought many rows, and so, it seems, will the next
         self._heads: dict[tuple[str, str], tuple[Kind, tuple[str, ...]]] = {}
+        self._turn = threading.Lock()
+        self._doubt = False  # what became of a cut is not known; the position has to be read again
 
     def close(self) -> None:
         """Give the connections back."""
@@ -104,20 +108,45 @@ class Relay:
         Raises Unavailable when the database is away: nothing has
         then changed, or the position in the database has moved and is read again by the caller.
         """
-        reader, writer = self._open()
-        self._present = self._lists()
-        with self._database.guard():
-            drained = self._drain(reader, writer)
-        if drained is not None:
-            self._found = time.monotonic()
-        return drained
+        with self._turn:
+            if self._doubt:
+                self._doubt = False
+                raise Unavailable("a session's cut through the log failed; the position is read again")
+            reader, writer = self._open()
+            self._present = self._lists()
+            with self._database.guard():
+                drained = self._drain(reader, writer)
+            if drained is not None:
+                self._found = time.monotonic()
+            return drained
+
+    def cut(self, snapshot: Connection, at: Callable[[Drained | None, Position], None]) -> Position:
+        """Begin a transaction on a read-only connection, and sequence exactly what it sees of the outbox: what the transaction sees
+        of the tables is what the log has made of them up to the position that this returns (DESIGN §8). `at` is called with what was
+        drained, and there, before anything else is. Raises Unavailable, also before the relay has begun."""
+        with self._turn, self._database.guard():
+            if self._connections is None:
+                raise Unavailable("the relay has not begun yet")
+            self._present = self._lists()
+            standing = nodestate.read(snapshot)
+            if standing is None or standing.position != self.position:
+                raise Unavailable("the position in the database has moved; the relay reads it again")
+            self._doubt = True
+            drained = self._drain_all(
+                self._connections[1], outbox.pages(snapshot, self._database.dialect, self._settings.page_rows, self._taken)
+            )
+            self._doubt = False
+            if drained is not None:
+                self._found = time.monotonic()
+            at(drained, self.position)
+            return self.position
 
     def sweep(self) -> None:
         """Remove some of the rows that long drains took, if it is time to. Raises Unavailable."""
         now = time.monotonic()
         if self._taken and (now - self._found > _SWEEP_AFTER_S or now - self._noted > _SWEEP_WITHIN_S):
-            _, writer = self._open()
-            with self._database.guard():
+            with self._turn, self._database.guard():
+                _, writer = self._open()
                 self._taken = taken.sweep(writer, self._database.dialect, self._taken)
 
     def _drain(self, reader: Connection, writer: Connection) -> Drained | None:

@@ -1,8 +1,9 @@
 """Publishes the journal in order, confirms in a pipeline, and begins again at the first unconfirmed batch (TRAPS 8, 22)."""
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -15,6 +16,14 @@ from publisher.composer import Batch
 _PAGE = 200
 _PAGE_BYTES = 8 << 20
 _RECENT_BYTES = 32 << 20
+
+
+class Posted(NamedTuple):
+    """A message of another sort than batches, with where it goes."""
+
+    exchange: str
+    routing_key: str
+    message: bytes
 
 
 class Sender:
@@ -39,6 +48,7 @@ class Sender:
         self._republished = head  # an earlier process may have published up to here
         self._recent: OrderedDict[int, bytes] = OrderedDict()
         self._recent_bytes = 0
+        self._between: deque[tuple[int, tuple[Posted, ...]]] = deque()
 
     def use(self, link: PublishLink) -> None:
         """Publish through this link from now on."""
@@ -63,6 +73,13 @@ class Sender:
             while self._recent_bytes > _RECENT_BYTES:
                 self._recent_bytes -= len(self._recent.popitem(last=False)[1])
             self._head = max(self._head, head)
+        self.pump()
+
+    def after(self, sequence: int, posted: Sequence[Posted]) -> None:
+        """Publish these, too, behind the batch with this sequence, and before the next one where that is not on its way already; not
+        again where the link is lost."""
+        with self._state:
+            self._between.append((sequence, tuple(posted)))
         self.pump()
 
     def pump(self) -> None:
@@ -98,7 +115,7 @@ class Sender:
 
     def poke_if_waiting(self) -> None:
         """The link has room again: make `wait` return if there is anything to send."""
-        if self._next <= self._head:
+        if self._next <= self._head or self._between:
             self._wake.set()
 
     def poke(self) -> None:
@@ -109,6 +126,8 @@ class Sender:
         """Publish some batches; False when there is nothing more to do now."""
         link = self._link
         with self._state:
+            if not self._publish_between():
+                return False
             first, head = self._next, self._head
         if link is None or first > head:
             return False
@@ -122,9 +141,24 @@ class Sender:
             with self._state:
                 if self._next != sequence:
                     return True  # rewound meanwhile
-                if not link.publish(self._topology.events_exchange, "", message, token=sequence):
+                if not self._publish_between() or not link.publish(
+                    self._topology.events_exchange, "", message, token=sequence
+                ):
                     return False
                 self._next = sequence + 1
+        return True
+
+    def _publish_between(self) -> bool:
+        """What stands between the batches, as far as it is due; False without room."""
+        while self._between and self._between[0][0] < self._next:
+            sequence, posted = self._between[0]
+            for place, one in enumerate(posted):
+                if self._link is None or not self._link.publish(
+                    one.exchange, one.routing_key, one.message, persistent=False
+                ):
+                    self._between[0] = (sequence, posted[place:])
+                    return False
+            self._between.popleft()
         return True
 
     def _messages(self, first: int, count: int) -> list[tuple[int, bytes]]:

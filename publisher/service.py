@@ -19,8 +19,10 @@ from publisher import journal
 from publisher.cadence import Cadence
 from publisher.control import Control, gather
 from publisher.heartbeat import Pulse
+from publisher.outlet import Sent
 from publisher.relay import Drained, Relay
 from publisher.sender import Sender
+from publisher.synchronization import Synchronization
 
 _IDLE_S = 1.0
 _TIDY_ROWS = 20_000
@@ -56,7 +58,7 @@ class PrimaryService:
             client_name=f"{state.name}-publish",
             lock=True,
             on_confirmed=self._confirmed,
-            on_reset=lambda _generation: self._sender.rewind(),
+            on_reset=lambda _generation: self._reset(),
             on_room=self._sender.poke_if_waiting,
             on_state=self._publish_state,
         )
@@ -77,6 +79,17 @@ class PrimaryService:
             head=lambda: self._relay.position,
             republished=lambda: self._sender.republished,
         )
+        self._synchronization = Synchronization(
+            runtime.database,
+            self._settings,
+            runtime.topology,
+            writer=runtime.writer,
+            link=self._publish,
+            relay=self._relay,
+            sender=self._sender,
+            lists=self._lists,
+            drained=self._drained,
+        )
         self._control = Control(
             runtime.database,
             self._settings,
@@ -86,6 +99,7 @@ class PrimaryService:
             link=self._publish,
             head=lambda: self._relay.position,
             on_numbers=self._pulse.start,
+            on_answer=self._synchronization.answered,
         )
         self._sender.use(self._publish)
 
@@ -108,6 +122,7 @@ class PrimaryService:
         self._crew.start("sender", self._sender_loop)
         self._crew.start("control", self._control_loop)
         self._crew.start("heartbeat", lambda: self._pulse.loop(self._runtime.stop))
+        self._crew.start("session", lambda: self._synchronization.loop(self._runtime.stop))
         try:
             self._crew.wait()
             self._crew.join(self._settings.intervals.stop_within_s)
@@ -209,6 +224,12 @@ class PrimaryService:
     def _confirmed(self, token: object) -> None:
         if isinstance(token, int):
             self._sender.confirmed_up_to(token)
+        elif isinstance(token, Sent):
+            self._synchronization.confirmed(token)
+
+    def _reset(self) -> None:
+        self._sender.rewind()
+        self._synchronization.reset()
 
     def _publish_state(self, state: LinkState) -> None:
         self._link_log.tell("broker_publish", state)

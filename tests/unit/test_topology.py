@@ -42,7 +42,9 @@ def test_names_are_those_of_the_cluster() -> None:
     assert TOPOLOGY.events_exchange == "stsync.mft.events"
     assert TOPOLOGY.direct_exchange == "stsync.mft.direct"
     assert TOPOLOGY.reports_exchange == "stsync.mft.reports"
+    assert TOPOLOGY.sessions_exchange == "stsync.mft.sessions"
     assert TOPOLOGY.node_queue("st2") == "stsync.mft.node.st2"
+    assert TOPOLOGY.session_queue("st2") == "stsync.mft.session.st2"
     assert TOPOLOGY.reports_queue == "stsync.mft.primary"
     assert TOPOLOGY.lock_queue == "stsync.mft.relay"
 
@@ -60,8 +62,10 @@ def test_every_node_hears_all_and_what_is_meant_for_it() -> None:
         published = ("stsync.mft.events", f"stsync.mft.node.{node}", "")
         assert (published in bindings) is (node != "st1")  # nobody would take it out of the primary's own queue
         assert ("stsync.mft.direct", f"stsync.mft.node.{node}", node) in bindings
+        for key in ("*", node):
+            assert (("stsync.mft.sessions", f"stsync.mft.session.{node}", key) in bindings) is (node != "st1")
     assert ("stsync.mft.reports", "stsync.mft.primary", "") in bindings
-    assert len(bindings) == 2 * len(TOPOLOGY.nodes)
+    assert len(bindings) == 4 * len(TOPOLOGY.nodes) - 2
 
 
 def test_a_full_queue_never_refuses_the_publisher() -> None:
@@ -108,10 +112,15 @@ def test_definitions_give_each_node_the_least_rights() -> None:
     }
     assert rights["st2", "configure"] - {""} == set()
     assert rights["st2", "write"] == {"stsync.mft.reports"}
-    assert rights["st2", "read"] == {"stsync.mft.node.st2"}
+    assert rights["st2", "read"] == {"stsync.mft.node.st2", "stsync.mft.session.st2"}
     assert rights["st1", "configure"] == {"stsync.mft.relay"}
-    assert rights["st1", "write"] == {"stsync.mft.reports", "stsync.mft.events", "stsync.mft.direct"}
-    assert rights["st1", "read"] == {"stsync.mft.node.st1", "stsync.mft.primary"}
+    assert rights["st1", "write"] == {
+        "stsync.mft.reports",
+        "stsync.mft.events",
+        "stsync.mft.direct",
+        "stsync.mft.sessions",
+    }
+    assert rights["st1", "read"] == {"stsync.mft.node.st1", "stsync.mft.session.st1", "stsync.mft.primary"}
 
 
 def test_definitions_hold_no_password() -> None:
