@@ -113,6 +113,11 @@ node = Table(
     _name("version", nullable=False),
     Column("last_full_sync_ms", BigInteger),
     Column("session_number", BigInteger, nullable=False, server_default=text("0")),
+    Column(
+        "proven_ms", BigInteger
+    ),  # when it was last seen to be equal to the primary, since when the log has led on without a gap
+    Column("equal_once", Integer, nullable=False, server_default=text("0")),  # it was seen to be so at any time
+    Column("started_ms", BigInteger),
     **_OPTIONS,
 )
 # What the secondaries reported, as the primary heard it.
@@ -128,6 +133,8 @@ reports = Table(
     Column("quarantined", BigInteger, nullable=False),
     Column("lag_ms", Float),
     Column("last_full_sync", String(40)),
+    Column("proven", Integer, nullable=False, server_default=text("0")),
+    Column("equal_once", Integer, nullable=False, server_default=text("0")),
     Column("reason", _Long),
     Column("refused_json", _Long, nullable=False),
     Column("heard_ms", BigInteger, nullable=False),

@@ -57,6 +57,9 @@ class NodeState:
     last_full_sync_ms: int | None
     installed_ms: int
     session_number: int = 0
+    proven_ms: int | None = None
+    equal_once: bool = False
+    started_ms: int | None = None
 
 
 def now_ms() -> int:
@@ -134,6 +137,9 @@ def _state(row: Any) -> NodeState:
         last_full_sync_ms=row["last_full_sync_ms"],
         installed_ms=row["installed_ms"],
         session_number=row["session_number"],
+        proven_ms=row["proven_ms"],
+        equal_once=bool(row["equal_once"]),
+        started_ms=row["started_ms"],
     )
 
 

@@ -98,7 +98,8 @@ class TableShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Begin(_Said, frozen=True, tag="begin"):
-    """A session begins, for these nodes, at this position of the log. `number` rises from one session to the next."""
+    """A session begins, for these nodes, at this position of the log. `number` rises from one session to the next. `careful`: no row
+    of a node is to be changed or deleted; who would have to do that fails."""
 
     number: Natural
     mode: Mode
@@ -107,6 +108,7 @@ class Begin(_Said, frozen=True, tag="begin"):
     sequence: Natural
     hash: Hash
     tables: Annotated[tuple[TableShape, ...], msgspec.Meta(max_length=100_000)]
+    careful: bool = False
 
 
 class TableDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

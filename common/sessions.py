@@ -15,6 +15,10 @@ from common.nodestate import iso, now_ms
 from common.session import Mode, Phase, new_id
 
 OPERATOR: Final = "operator"
+FIRST: Final = "first contact"  # with a node that was never seen to be equal
+REJOIN: Final = "rejoin"
+DRIFT: Final = "drift"
+CLOCK: Final = "clock"  # a verification whose time has come
 _OPEN: Final = tuple(phase.value for phase in Phase if not phase.over)
 _KEPT: Final = 200
 
@@ -97,6 +101,17 @@ def newest_open(connection: Connection) -> Request | None:
     wanted = select(sessions).where(sessions.c.phase.in_(_OPEN)).order_by(sessions.c.id).limit(1)
     row = connection.execute(wanted).mappings().first()
     return None if row is None else _request(row)
+
+
+def latest(connection: Connection, limit: int = 50) -> list[Request]:
+    """The newest sessions, the newest first."""
+    rows = connection.execute(select(sessions).order_by(sessions.c.id.desc()).limit(limit)).mappings()
+    return [_request(row) for row in rows]
+
+
+def when(request: Request) -> str:
+    """When it was asked for, for a person."""
+    return iso(request.requested_ms) or "?"
 
 
 def cancel(connection: Connection, number: int) -> None:

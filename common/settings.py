@@ -143,11 +143,26 @@ class ReplaySettings(_Section):
 
 
 class SessionSettings(_Section):
-    """Full synchronizations and verifications: how long one may take, and after how long a silent other side counts as gone."""
+    """Full synchronizations and verifications: how long one may take, after how long a silent other side counts as gone, and which
+    the primary begins by itself: for a node that needs one (`rejoin`, after pauses that double), to look for drift, to repair it."""
 
     timeout_s: Positive = 3600.0
     silent_s: Positive = 30.0
     chunk_bytes: Annotated[int, Field(ge=1024, le=2 << 20)] = 448 * 1024
+    rejoin: bool = True
+    rejoin_pause_s: Positive = 15.0
+    rejoin_longest_pause_s: Positive = 1800.0
+    verify_every_s: Positive = 3600.0
+    repair_drift: bool = False
+
+
+class ReadinessSettings(_Section):
+    """When `stsync ready` says yes: how far a node may be behind, and whether a full synchronization must have been completed since
+    its service last started, as the vendor's rule has it."""
+
+    max_behind: Annotated[int, Field(ge=0)] = 100
+    max_lag_s: Positive = 10.0
+    strict: bool = False
 
 
 class LogSettings(_Section):
@@ -174,6 +189,7 @@ class Settings(BaseSettings):
     intervals: IntervalSettings = IntervalSettings()
     replay: ReplaySettings = ReplaySettings()
     sessions: SessionSettings = SessionSettings()
+    readiness: ReadinessSettings = ReadinessSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

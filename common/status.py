@@ -1,8 +1,9 @@
 """What `status` shows, read from the node's own database whether or not its service runs (DESIGN §9, INTERFACE)."""
 
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,11 +11,12 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import capture_check, freshness, nodestate, service_lock, troubles
+from common import capture_check, freshness, nodestate, service_lock, session_history, sessions, troubles
 from common.bookkeeping import journal, rejected, reports, waiting
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState, Role, State
+from common.sessions import Request
 from common.settings import Settings
 from common.troubles import Trouble
 from common.trust.certificates import Certificate
@@ -99,11 +101,10 @@ def _primary(
     unsent = waits or state.published < state.position.sequence
     trouble = troubles.first(found, "relay", "sender", "broker_publish") if unsent else None
     heard = {row.name: row for row in connection.execute(select(reports))}
-    nodes = tuple(
-        _reported(name, heard.get(name), state, settings, running, trouble)
-        for name in settings.cluster.names
-        if name != state.name
-    )
+    history, now = sessions.latest(connection), nodestate.now_ms()
+    others = [name for name in settings.cluster.names if name != state.name]
+    nodes = tuple(_compared(_reported(name, heard.get(name), state, settings, running, trouble), history) for name in others)
+    warnings += [told for name in others if (told := session_history.alarm(name, history, now))]
     first, last, size = connection.execute(
         select(func.min(journal.c.sequence), func.max(journal.c.sequence), func.sum(journal.c.size))
     ).one()
@@ -118,7 +119,7 @@ def _primary(
         "journal": {"first": first or 0, "last": last or 0, "bytes": int(size or 0)},
         "published": state.published,
         "nodes": [node.document() for node in nodes],
-        "session": None,
+        "session": _session(history),
         "refused": nodestate.refused(connection),
         "warnings": warnings,
     }
@@ -154,6 +155,32 @@ def _reported(name: str, row: Any, state: NodeState, settings: Settings, running
         reason=reason,
         refused=orjson.loads(row.refused_json),
     )
+
+
+def _session(history: Sequence[Request]) -> dict[str, Any] | None:
+    """The session that is under way, or asked for."""
+    found = next((one for one in reversed(history) if not one.phase.over), None)
+    if found is None:
+        return None
+    return {
+        "session": found.session,
+        "mode": str(found.mode),
+        "phase": str(found.phase),
+        "cause": found.cause,
+        "requested": nodestate.iso(found.requested_ms),
+        "nodes": found.progress.get("nodes", []),
+    }
+
+
+def _compared(node: NodeStatus, history: Sequence[Request]) -> NodeStatus:
+    """With what past sessions say of it: that it missed one, or differs from the primary."""
+    if node.state not in (State.IN_SYNC, State.CATCHING_UP):
+        return node
+    reason = session_history.missed(node.name, history)
+    tables = session_history.drift(node.name, history)
+    if reason is None and tables:
+        reason = session_history.drifted(tables)
+    return node if reason is None else replace(node, state=State.NEEDS_FULL_SYNC, reason=reason)
 
 
 def _secondary(
@@ -212,6 +239,8 @@ def _own_state(
         return state.state, state.reason
     if not running:
         return State.OFFLINE, "this node's service does not run; start it with `stsync run`"
+    if state.state in (State.PAUSED, State.SYNCHRONIZING):
+        return state.state, state.reason
     if trouble:
         return State.CATCHING_UP, trouble
     silence = _silence(state.heard_ms, settings)

@@ -94,7 +94,8 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a secondary stands, said by itself. `number` only rises."""
+    """Where a secondary stands, said by itself. `number` only rises. `proven`: it was seen to be equal to the primary, and the log has
+    led on from there; `equal_once`: it was at any time."""
 
     number: Natural
     state: Name
@@ -106,6 +107,8 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_full_sync: Annotated[str, msgspec.Meta(max_length=40, pattern=_NO_NUL)] | None
     reason: Sentence | None
     refused: Annotated[dict[Name, Natural], msgspec.Meta(max_length=64)]
+    proven: bool = False
+    equal_once: bool = False
 
 
 class CatchUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

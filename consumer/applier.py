@@ -78,6 +78,7 @@ class Applier:
         self._ask = ask
         self._sessions = sessions
         self._session_number = 0
+        self._proven = self._equal_once = False
         self.paused = False
         self._log = structlog.get_logger("applier")
         self._position = Position(1, 0)
@@ -127,6 +128,8 @@ class Applier:
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
         self._session_number = state.session_number
+        self._proven = state.proven_ms is not None
+        self._equal_once = state.equal_once
         self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
         known = nodestate.offsets(connection)
@@ -158,6 +161,8 @@ class Applier:
             needs_full_sync=self._needs,
             stuck=self._stuck,
             unanswered_s=None if self._unanswered is None else time.monotonic() - self._unanswered,
+            proven=self._proven,
+            equal_once=self._equal_once,
         )
 
     def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> int:
@@ -196,6 +201,11 @@ class Applier:
             self._give_up(connection, over.missed)
         nodestate.save(connection, **self._state_now())
         connection.commit()
+
+    def proved(self, equal: bool) -> None:
+        """A verification has compared this node with the primary; what it found is written down already."""
+        self._proven = equal and self._needs is None
+        self._equal_once = self._equal_once or equal
 
     def _meet(self, connection: Connection, begun: Begun) -> bool:
         """Bring the log to rest where a session begins; whether it is paused from now on."""
@@ -558,8 +568,8 @@ class Applier:
     def _give_up(self, connection: Connection, reason: str) -> None:
         if self._needs is not None:
             return
-        self._needs, self._unanswered = reason, None
-        nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason)
+        self._needs, self._unanswered, self._proven = reason, None, False
+        nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason, proven_ms=None)
         connection.commit()
         self._log.error("needs_full_sync", reason=reason)
 

@@ -4,7 +4,7 @@ Nothing of the node is changed before End; then everything is, in one transactio
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from sqlalchemy import delete, select
@@ -276,6 +276,8 @@ class NodeSession:
             self.done = Done(Result.DONE, None, compared, self.seconds)
             return
         self._leave_snapshot()
+        if self._begin.careful:
+            self._refuse_to_lose(compared)
         written = self._install()
         self.installed = True
         tables = tuple(
@@ -284,6 +286,16 @@ class NodeSession:
             if any(vars(one).values())
         )
         self.done = Done(Result.DONE, None, tables, self.seconds)
+
+    def _refuse_to_lose(self, compared: Iterable[TableCompared]) -> None:
+        """Where nobody has ever said that the primary is right and this node is not, what stands here only is not taken from it."""
+        lost = {one.table: one.extra + one.different for one in compared if one.extra or one.different}
+        if lost:
+            tables = ", ".join(f"{rows} rows of {table}" for table, rows in sorted(lost.items())[:5])
+            raise NotApplicable(
+                f"this node has never been synchronized, and has what the primary lacks or has otherwise ({tables}); look at it with "
+                "`stsync sync --dry-run` on the primary, and if the primary is right, run `stsync sync` there"
+            )
 
     def _install(self) -> dict[str, Written]:
         differences = [self._difference(place) for place in self._differ]
@@ -348,4 +360,6 @@ class NodeSession:
             state=nodestate.State.CATCHING_UP,
             reason=None,
             last_full_sync_ms=nodestate.now_ms(),
+            proven_ms=nodestate.now_ms(),
+            equal_once=1,
         )

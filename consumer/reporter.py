@@ -55,7 +55,7 @@ class Reporter:
             self._changed.clear()
             standing = self._standing()
             state, reason = describe(standing, self._intervals.offline_after_s)
-            now = (standing.position, standing.quarantined, standing.refused, state, standing.trouble)
+            now = (standing.position, standing.quarantined, standing.refused, state, standing.trouble, standing.proven)
             if now == reported and time.monotonic() - last < self._intervals.report_s:
                 continue
             if self._send(standing, state, reason):
@@ -79,6 +79,8 @@ class Reporter:
                 last_full_sync=iso(standing.last_full_sync_ms),
                 reason=None if reason is None else reason.replace("\0", "")[:MAX_SENTENCE],
                 refused=dict(standing.refused),
+                proven=standing.proven,
+                equal_once=standing.equal_once,
             )
 
         return self._publish(MessageKind.REPORT, report, standing.position.epoch)

@@ -80,6 +80,7 @@ class SecondaryService:
             Answers(self._publish, runtime.topology, runtime.writer, state.primary_name),
             primary=state.primary_name,
             refused=self._refused_in_session,
+            verified=self._verified,
         )
         self._sessions = ConsumeLink(
             settings.broker,
@@ -143,6 +144,8 @@ class SecondaryService:
                 # It may be another node's: nothing is written yet.
                 nodestate.read_installed(connection, self._runtime.settings)
                 (first,) = nodestate.reserve_numbers(connection)
+                if not self._stirred:
+                    nodestate.save(connection, started_ms=nodestate.now_ms())
                 connection.commit()  # before the session is one of replay, whose commits a crash of the server may take
                 self._applier.load(connection)
                 self._reporter.start(first)
@@ -186,6 +189,14 @@ class SecondaryService:
         self._consume.resume()
         self._stirred = time.monotonic()
         self._reporter.changed()
+
+    def _verified(self, equal: bool) -> None:
+        """What a verification found, of this node as it was a moment ago."""
+        with self._runtime.database.connect() as connection:
+            once = {"equal_once": 1} if equal else {}
+            nodestate.save(connection, proven_ms=nodestate.now_ms() if equal else None, **once)
+            connection.commit()
+        self._applier.proved(equal)
 
     def _refused_in_session(self, exc: MessageRefused) -> None:
         with self._runtime.database.connect() as connection:

@@ -14,7 +14,8 @@ _HINDERS = frozenset({"signature", "certificate", "seal", "version", "malformed"
 class Standing:
     """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start.
     `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for. `trouble` is what keeps it from
-    applying anything now. `session`: how far a full synchronization is that has paused the log here."""
+    applying anything now. `session`: how far a full synchronization is that has paused the log here. `proven`: it was seen to be equal
+    to the primary, and the log has led on from there; `equal_once`: it was at any time."""
 
     position: Position
     head: tuple[int, int]
@@ -28,6 +29,8 @@ class Standing:
     unanswered_s: float | None = None
     trouble: str | None = None
     session: Phase | None = None
+    proven: bool = False
+    equal_once: bool = False
 
     @property
     def behind(self) -> int:

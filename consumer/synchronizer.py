@@ -48,7 +48,7 @@ class Over:
 
 
 class Synchronizer:
-    """See the module. `refused` counts a message that failed a check."""
+    """See the module. `refused` counts a message that failed a check, `verified` is told whether this node is equal to the primary."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Synchronizer:
         *,
         primary: str,
         refused: Callable[[MessageRefused], None],
+        verified: Callable[[bool], None],
     ) -> None:
         self._database = database
         self._settings = settings
@@ -68,6 +69,7 @@ class Synchronizer:
         self._answers = answers
         self._primary = primary
         self._refused = refused
+        self._verified = verified
         self._freshness = Freshness(settings.trust.clock_tolerance_s)
         self._inbox: queue.SimpleQueue[Begun | Delivery] = queue.SimpleQueue()
         self._over: queue.SimpleQueue[Over] = queue.SimpleQueue()
@@ -197,6 +199,8 @@ class Synchronizer:
             self._fail(str(exc))
             return
         if session is not None and session.done is not None:
+            if session.mode is not Mode.SYNC:
+                self._verified(not session.differs)
             self._answers.say(session.done)
             self._log.info("session_ended", mode=str(session.mode), result=str(session.done.result))
             self._end(Over(installed=session.installed))

@@ -260,6 +260,8 @@ class Control:
             "quarantined": report.quarantined,
             "lag_ms": report.lag_ms,
             "last_full_sync": report.last_full_sync,
+            "proven": int(report.proven),
+            "equal_once": int(report.equal_once),
             "reason": report.reason,
             "refused_json": orjson.dumps(report.refused).decode(),
             "heard_ms": nodestate.now_ms(),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
+from common import sessions
 from common.changes import SEPARATOR, Position
 from common.database import Database
 from common.dialects.base import Bucket
@@ -140,7 +141,16 @@ class Leader:
         """The first word, at this position."""
         self.position = position
         nodes = tuple(self.members)
-        return Begin(self._number, self._mode, self._request.full, nodes, position.sequence, position.hash, self._shapes)
+        return Begin(
+            self._number,
+            self._mode,
+            self._request.full,
+            nodes,
+            position.sequence,
+            position.hash,
+            self._shapes,
+            careful=self._request.cause == sessions.FIRST,
+        )
 
     def lead(self, snapshot: Connection, outlet: Outlet, begin_again: Callable[[Sequence[str]], None]) -> None:
         """All that follows the first word. Raises what `tick` raises; every member then has ended, or is told to."""

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -15,14 +16,17 @@ from common.bookkeeping import reports
 from common.broker import PublishLink
 from common.changes import Position
 from common.database import Database
-from common.errors import Unavailable
+from common.errors import Refused, Unavailable
 from common.live_lists import LiveLists
+from common.nodestate import State
 from common.session import Done, Phase, Result, new_id
 from common.sessions import Request
 from common.settings import Settings
 from common.stop import Stop
 from common.topology import Topology
 from common.wire import Writer
+from publisher import healing
+from publisher.healing import Known
 from publisher.leading import Heard, Leader, SessionEndedError
 from publisher.members import Member, active
 from publisher.outlet import Outlet, Sent
@@ -31,6 +35,7 @@ from publisher.sender import Posted, Sender
 
 _LOOK_S = 0.2
 _PULSE_S = 1.0
+_HEAL_S = 1.0
 _SAVE_S = 0.2
 _ATTEMPTS = 4
 _ATTEMPT_PAUSE_S = 0.5
@@ -63,6 +68,7 @@ class Synchronization:
         self._drained = drained
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._outlet: Outlet | None = None
+        self._began = time.monotonic()
         self._log = structlog.get_logger("session")
 
     def answered(self, heard: Heard) -> None:
@@ -83,11 +89,43 @@ class Synchronization:
         """Serve requests until stop; raises Unavailable when the database is away."""
         with self._database.connect() as connection:
             self._give_up_former(connection)
+            healed = time.monotonic()
             while not stop.wait(_LOOK_S):
                 request = sessions.newest_open(connection)
                 connection.rollback()
                 if request is not None:
                     self._serve(connection, request, stop)
+                elif time.monotonic() - healed > _HEAL_S:
+                    healed = time.monotonic()
+                    self._heal(connection)
+
+    def _heal(self, connection: Connection) -> None:
+        """Ask for what nodes need, or what it is time for."""
+        now = nodestate.now_ms()
+        known = {
+            row.name: Known(State(row.state), row.sequence, bool(row.equal_once), (now - row.heard_ms) / 1000)
+            for row in connection.execute(select(reports))
+            if row.name in self._settings.cluster.names and row.name != self._settings.node.name
+        }
+        found = healing.wanted(
+            known,
+            sessions.latest(connection),
+            head=self._relay.position.sequence,
+            offline_after_s=self._settings.intervals.offline_after_s,
+            settings=self._settings.sessions,
+            now_ms=now,
+        )
+        connection.rollback()
+        if found is None:
+            return
+        with suppress(Refused):  # somebody else was quicker
+            sessions.ask(
+                connection,
+                found.mode,
+                cause=found.cause,
+                nodes=found.nodes or None,
+                timeout_s=self._settings.sessions.timeout_s,
+            )
 
     def _give_up_former(self, connection: Connection) -> None:
         """What an earlier process led ended with it; what was only asked for waits still."""
@@ -129,6 +167,8 @@ class Synchronization:
 
     def _attempt(self, keeper: "_Keeper", request: Request, session: bytes) -> bool:
         """Lead a session for those who have not had one; True where another attempt may serve some of them."""
+        while keeper.silent() and time.monotonic() - self._began < self._settings.intervals.offline_after_s:
+            keeper.pause(_LOOK_S)  # this service has just started, and so may theirs have
         keeper.leave_out_silent()
         some = active(keeper.members.values())
         if not some:
@@ -256,10 +296,14 @@ class _Keeper:
 
     def leave_out_silent(self) -> None:
         """Those who have not been heard lately take no part."""
-        for name, silent_s in self._silences().items():
-            if silent_s is None or silent_s > self._settings.intervals.offline_after_s:
-                since = "so far" if silent_s is None else f"for {silent_s:.0f} s"
-                self.members[name].end(Done(Result.UNREACHABLE, f"nothing was heard from it {since}"))
+        for name, silent_s in self.silent().items():
+            since = "so far" if silent_s is None else f"for {silent_s:.0f} s"
+            self.members[name].end(Done(Result.UNREACHABLE, f"nothing was heard from it {since}"))
+
+    def silent(self) -> dict[str, float | None]:
+        """Those who have not been heard lately, and for how long."""
+        limit_s = self._settings.intervals.offline_after_s
+        return {name: since for name, since in self._silences().items() if since is None or since > limit_s}
 
     def _leave_out_gone(self, now: float) -> None:
         """Those who fell silent during the session."""

@@ -27,6 +27,7 @@ from tests import warm
 
 STSYNC = [sys.executable, "-m", "common"]
 PATIENCE_S = 60.0
+QUIET = "[sessions]\nrejoin = false\nverify_every_s = 1e9\n"  # no session begins by itself where a test is not about that
 NO_BROKER = "amqp://nobody:secret@127.0.0.1:1/%2F"  # for nodes whose services do not run
 
 
@@ -297,6 +298,7 @@ certificate = "../pki/{name}.pem"
 authorities = ["../pki/ca.pem"]
 cluster_key = "../pki/cluster.key"
 cluster_certificate = "../pki/cluster.pem"
+{"" if "[sessions]" in more else QUIET}
 {more}
 """
 

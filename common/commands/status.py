@@ -107,6 +107,11 @@ def _render(found: Status) -> RenderableType:
     if found.nodes:
         parts.append(table)
     parts += [Text(f"{node.name}: {node.reason}") for node in found.nodes if node.reason]
+    if session := document.get("session"):
+        nodes = ", ".join(f"{node['name']} {node['phase']}" for node in session["nodes"])
+        parts.append(
+            Text(f"session {session['session'][:8]} ({session['mode']}, {session['cause']}): {session['phase']}: {nodes}")
+        )
     parts += [Text(f"{name}: refused {_kinds(kinds)}") for name, kinds in _refusals(found) if kinds]
     parts += [Text(f"warning: {one}", style="yellow") for one in document["warnings"]]
     return Group(*parts)

@@ -5,6 +5,7 @@ import time
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy.engine import Connection
 
 from common import exits, sessions, status
 from common.commands.options import ConfigOption, JsonOption
@@ -19,6 +20,7 @@ from publisher.commands import session_view
 _LOOK_S = 0.1
 _SERVICE_S = 3.0
 _PARTING_S = 20.0
+_PATIENCE_S = 60.0
 Timeout = Annotated[
     float | None,
     typer.Option(
@@ -83,7 +85,7 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
             raise Refused(f"this node is a secondary; run this on the primary, {state.primary_name}")
         if not no_wait and not status.service_runs(database):
             raise Refused("this node's service does not run, so that nothing can be done; start it with `stsync run`")
-        number = sessions.ask(connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
+        number = _ask(connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
     if no_wait:
         with database.connect() as connection:
             found = _read(database, number)
@@ -97,6 +99,20 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
         found = _cancel(database, number)
         typer.echo(f"stsync: interrupted: {session_view.outcome(found)}", err=True)
         raise typer.Exit(130) from None
+
+
+def _ask(connection: Connection, mode: Mode, *, full: bool, timeout_s: float) -> int:
+    """What the service does by itself is short, mostly: it is waited for. Raises Refused."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return sessions.ask(connection, mode, full=full, timeout_s=timeout_s)
+        except Refused:
+            found = sessions.newest_open(connection)
+            connection.rollback()
+            if (found is not None and found.cause == sessions.OPERATOR) or time.monotonic() > until:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def _wait(database: Database, number: int, show: session_view.Show) -> Request:

@@ -1,0 +1,233 @@
+"""Synchronize All from the command to the databases' own comparison: real services, broker and databases (DESIGN §8)."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.harness import Cluster, Node, wait_for
+from tests.integration.conftest import MakeCluster
+
+
+def fill(cluster: Cluster, accounts: int = 300) -> None:
+    """Rows on the primary, and whatever the log makes of them on the secondaries."""
+    units = ", ".join(f"({i}, 'unit {i}', NULL)" for i in range(1, 21))
+    names = ", ".join(f"({i}, 'account {i}', {1 + i % 20}, 'note {i}', 'seen at {i}')" for i in range(accounts))
+    logins = ", ".join(f"({i}, 'login {i}', 'digest')" for i in range(0, accounts, 2))
+    cluster.primary.execute(
+        f"INSERT INTO unit (id, name, parent) VALUES {units}",
+        "UPDATE unit SET parent = 1 WHERE id > 10",
+        f"INSERT INTO account (id, name, unit_id, note, last_login) VALUES {names}",
+        f"INSERT INTO login (account_id, name, digest) VALUES {logins}",
+        "INSERT INTO param (name, node, val, islocal) VALUES ('p', 'n', 'v', 0), ('q', 'n', 'primary''s own', 1)",
+    )
+    cluster.wait_equal()
+
+
+def spoil(node: Node, seed: int) -> None:
+    """A secondary as it must not be: rows missing, too many and changed, unique values in each other's way, an emptied table."""
+    dice = random.Random(seed)
+    some = sorted(dice.sample(range(300), 60))
+    gone, changed, renamed = some[:20], some[20:40], some[40:]
+    low = ", ".join(map(str, gone))
+    node.execute(f"DELETE FROM login WHERE account_id IN ({low})", f"DELETE FROM account WHERE id IN ({low})")
+    for one in changed:
+        node.execute("UPDATE account SET note = :note, last_login = 'here' WHERE id = :id", note=f"x{one}", id=one)
+    node.execute("UPDATE account SET name = 'aside' WHERE id = :id", id=renamed[0])  # three names in a circle
+    node.execute("UPDATE account SET name = :name WHERE id = :id", name=f"account {renamed[0]}", id=renamed[1])
+    node.execute("UPDATE account SET name = :name WHERE id = :id", name=f"account {renamed[1]}", id=renamed[0])
+    for i, name in enumerate(gone[:5]):  # another row has the name that a missing one needs
+        node.execute("INSERT INTO account (id, name, unit_id) VALUES (:id, :name, 3)", id=9000 + i, name=f"account {name}")
+    node.execute("INSERT INTO unit (id, name, parent) VALUES (900, 'only here', 2), (901, 'and here', 900)")
+    node.execute("UPDATE account SET unit_id = 901 WHERE id = :id", id=renamed[2])
+    node.execute(
+        "DELETE FROM param WHERE islocal = 0", "INSERT INTO param (name, node, val, islocal) VALUES ('own', 'n', 'w', 1)"
+    )
+    node.execute("INSERT INTO audit (id, what) VALUES (1, 'kept')")
+
+
+def run(node: Node, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = node.command(*arguments, "--json")
+    assert done.stdout, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, document
+
+
+def of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(node for node in document["nodes"] if node["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_secondary_is_equal_afterwards_and_keeps_what_is_its_own(cluster: Cluster, seed: int) -> None:
+    """TRAPS 28, 32; DOMAIN §8."""
+    fill(cluster)
+    for node in cluster.secondaries:
+        spoil(node, seed)
+    assert cluster.differences()
+    code, document = run(cluster.primary, "sync")
+    assert code == 0, document
+    assert [node["result"] for node in document["nodes"]] == ["done", "done"]
+    assert cluster.differences() == []
+    for node in cluster.secondaries:
+        assert node.rows("SELECT what FROM audit") == [("kept",)]
+        assert node.rows("SELECT val FROM param WHERE islocal = 1") == [("w",)]
+        seen = dict(node.rows("SELECT last_login, count(*) FROM account WHERE last_login IS NOT NULL GROUP BY last_login"))
+        assert seen == {"here": 20}  # an excluded column is as it was
+        assert node.sequence() == document["position"]["sequence"]
+        assert node.rows("SELECT count(*) FROM stsync_outbox") == [(0,)]
+    cluster.primary.execute("UPDATE account SET note = 'after' WHERE id < 50")
+    cluster.wait_equal()
+    assert all(one["last_full_sync"] for one in cluster.primary.status()["nodes"])
+
+
+def test_a_rehearsal_tells_what_would_change_and_changes_nothing(cluster: Cluster) -> None:
+    fill(cluster)
+    st2 = cluster.nodes["st2"]
+    st2.execute("DELETE FROM login", "DELETE FROM account WHERE id = 7", "UPDATE account SET note = 'x' WHERE id = 8")
+    st2.execute("INSERT INTO account (id, name) VALUES (777, 'extra')")
+    before = cluster.differences()
+    code, document = run(cluster.primary, "sync", "--dry-run")
+    assert code == 1
+    assert cluster.differences() == before
+    tables = {one["table"]: one for one in of(document, "st2")["tables"]}
+    assert {name: (one["rows_missing"], one["rows_extra"], one["rows_different"]) for name, one in tables.items()} == {
+        "account": (1, 1, 1),
+        "login": (150, 0, 0),
+    }
+    keys = tables["account"]["keys"]
+    assert [json.loads(key) for key in (*keys["missing"], *keys["extra"], *keys["different"])] in (
+        [["7"], ["777"], ["8"]],
+        [[7], [777], [8]],
+    )
+    assert of(document, "st3")["equal"] is True
+    assert of(document, "st3")["tables"] == []
+    told = cluster.primary.command("sync", "--dry-run").stdout
+    assert "table account" in told
+    assert "1 missing" in told
+
+
+def test_a_verification_finds_a_single_row_while_writers_go_on(cluster: Cluster) -> None:
+    fill(cluster)
+    assert run(cluster.primary, "verify")[0] == 0
+    with writing(cluster.primary) as counted:
+        wait_for(lambda: counted[0] > 20, "writers at work")
+        code, document = run(cluster.primary, "verify")
+        assert (code, document["equal"]) == (0, True), document
+        cluster.nodes["st3"].execute("UPDATE login SET digest = 'forged' WHERE account_id = 4")
+        code, document = run(cluster.primary, "verify")
+    assert (code, document["equal"]) == (1, False)
+    assert of(document, "st2")["equal"] is True
+    (table,) = of(document, "st3")["tables"]
+    assert (table["table"], table["rows_different"], table["rows_missing"], table["rows_extra"]) == ("login", 1, 0, 0)
+    status = {one["name"]: one for one in cluster.primary.status()["nodes"]}
+    assert status["st3"]["state"] == "needs_full_sync"
+    assert "drift" in status["st3"]["reason"]
+    assert run(cluster.primary, "sync")[0] == 0
+    cluster.wait_equal()
+
+
+def test_writers_are_not_blocked_and_lose_nothing(cluster: Cluster) -> None:
+    """TRAPS 7, 12: what is committed during the session arrives after it, once."""
+    fill(cluster)
+    for node in cluster.secondaries:
+        spoil(node, 5)
+    with writing(cluster.primary) as counted:
+        wait_for(lambda: counted[0] > 20, "writers at work")
+        began = counted[0]
+        code, document = run(cluster.primary, "sync")
+        assert code == 0, document
+        assert counted[0] > began
+        wait_for(lambda: counted[0] > began + 50, "writers still at work")
+    cluster.wait_equal()
+    assert run(cluster.primary, "verify")[0] == 0
+
+
+def test_it_is_refused_where_it_cannot_be_served(cluster: Cluster) -> None:
+    """INTERFACE: exit 3 on a secondary, naming the primary; where the service does not run; while another session runs."""
+    fill(cluster, 10)
+    for words in (("sync",), ("sync", "--dry-run"), ("verify",)):
+        done = cluster.nodes["st2"].command(*words)
+        assert done.returncode == 3
+        assert "st1" in done.stderr
+    cluster.primary.stop()
+    done = cluster.primary.command("sync")
+    assert done.returncode == 3
+    assert "does not run" in done.stderr
+    asked = cluster.primary.command("sync", "--no-wait", "--json")
+    assert asked.returncode == 0, asked.stderr
+    document = json.loads(asked.stdout)
+    second = cluster.primary.command("sync", "--no-wait")
+    assert second.returncode == 3
+    assert document["session"][:8] in second.stderr
+    cluster.primary.start()
+    wait_for(
+        lambda: cluster.primary.rows("SELECT phase FROM stsync_sessions") == [("resumed",)], "the session that was asked for"
+    )
+    cluster.wait_equal()
+
+
+def test_another_schema_on_one_node_is_told_and_the_others_complete(new_cluster: MakeCluster, database_kind: str) -> None:
+    cluster = new_cluster(database_kind)
+    cluster.nodes["st3"].execute("ALTER TABLE account ADD COLUMN more VARCHAR(5)")
+    cluster.nodes["st3"].command("install")
+    cluster.start()
+    cluster.primary.execute("INSERT INTO unit (id, name) VALUES (1, 'one')")
+    cluster.nodes["st2"].execute("INSERT INTO unit (id, name) VALUES (2, 'two')")
+    code, document = run(cluster.primary, "sync")
+    assert code == 1
+    assert of(document, "st2")["result"] == "done"
+    refused = of(document, "st3")
+    assert refused["result"] == "refused"
+    assert "account" in refused["reason"]
+    assert "more" in refused["reason"]
+    assert cluster.nodes["st2"].rows("SELECT id FROM unit") == [(1,)]
+
+
+def test_a_node_that_is_away_is_left_out_and_told(cluster: Cluster) -> None:
+    fill(cluster, 20)
+    cluster.nodes["st3"].kill()
+    cluster.primary.execute("UPDATE stsync_reports SET heard_ms = heard_ms - 60000 WHERE name = 'st3'")
+    cluster.nodes["st2"].execute("DELETE FROM login")
+    code, document = run(cluster.primary, "sync")
+    assert code == 1
+    assert (of(document, "st2")["result"], of(document, "st3")["result"]) == ("done", "unreachable")
+    assert "60 s" in of(document, "st3")["reason"] or "nothing was heard" in of(document, "st3")["reason"]
+    cluster.nodes["st3"].start()
+    cluster.wait_equal()
+
+
+@contextmanager
+def writing(node: Node, pace_s: float = 0.005) -> Iterator[list[int]]:
+    """A program that changes single rows all the time; how many it has committed."""
+    counted = [0]
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            while not stop.is_set():
+                counted[0] += 1
+                one = counted[0]
+                if one % 3 == 0:
+                    node.execute("UPDATE account SET note = :note WHERE id = :id", note=f"w{one}", id=one % 10)
+                else:
+                    node.execute("INSERT INTO unit (id, name) VALUES (:id, :name)", id=10_000 + one, name=f"w{one}")
+                time.sleep(pace_s)
+        except BaseException as exc:
+            errors.append(exc)
+            raise
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield counted
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
