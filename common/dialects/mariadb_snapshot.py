@@ -56,7 +56,7 @@ class MariadbSnapshot:
         self, connection: Connection, table: ListedTable, columns: Sequence[str], max_bytes: int
     ) -> Generator[tuple[int, str], None, None]:
         """See SnapshotDialect."""
-        cursor = raw_cursor(connection)
+        cursor = _roomy(connection)
         reader = _Reader(cursor, table, columns)
         found = (row for page in _pages(cursor, table, reader.values(LONG), ROWS_AT_ONCE) for row in map(_texts, page))
         yield from gathered(whole(table, ((row, key) for key, row in found), reader), max_bytes)
@@ -65,7 +65,7 @@ class MariadbSnapshot:
         self, connection: Connection, table: ListedTable, columns: Sequence[str], keys: Sequence[str], max_bytes: int
     ) -> Generator[tuple[int, str], None, None]:
         """See SnapshotDialect."""
-        yield from gathered(asked(table, keys, _Reader(raw_cursor(connection), table, columns)), max_bytes)
+        yield from gathered(asked(table, keys, _Reader(_roomy(connection), table, columns)), max_bytes)
 
 
 class _Reader:
@@ -80,19 +80,23 @@ class _Reader:
         self._source = f"FROM {joined} WHERE TRUE{writer.local_filter()}"
 
     def values(self, longest: int | None) -> str:
-        """SQL for the key and the text of a row called t; NULL for one that may be long, for more than so many bytes of it."""
+        """SQL for the key and the text of a row called t; NULL for one of more than so many bytes, and for what has no room here: of
+        bytes too many for HEX that would be NULL, and the text a lie."""
         row = f"CAST({row_json(_of(self._columns))} AS BINARY)"
-        sizes = [f"COALESCE(LENGTH(t.{quote(c.name)}), 0)" for c in self._columns if _is_long(c)]
-        if sizes and longest is not None:
-            row = f"IF({' + '.join(sizes)} > {longest}, NULL, {row})"
+        sizes = {c: f"COALESCE(LENGTH(t.{quote(c.name)}), 0)" for c in self._columns if _is_long(c)}
+        if longest is None:
+            over = [f"2 * {size} > @@max_allowed_packet" for c, size in sizes.items() if type_of(c) in _LONG_BYTES]
+        else:
+            over = [f"{' + '.join(sizes.values())} > {longest}"] if sizes else []
+        if over:
+            row = f"IF({' OR '.join(over)}, NULL, {row})"
         return f"CAST({_key(self._table)} AS BINARY), {row}"
 
     def __call__(self, keys: Sequence[str], longest: int | None) -> Texts:
         values = self.values(longest).replace("%", "%%")
         rows = SEPARATOR.join([f"[{key}]" for key in keys])
-        self._cursor.execute(f"SELECT {values} {self._source}", (f"[{rows}]",))
-        asked_for = set(keys)
-        return {key: text for key, text in map(_texts, self._cursor.fetchall()) if key in asked_for}
+        statement = self._cursor.mogrify(f"SELECT {values} {self._source}", (f"[{rows}]",))
+        return dict(map(_texts, _found(self._cursor, statement)))
 
 
 def _pages(
@@ -129,7 +133,7 @@ def _ordered(column: Column, text: str = "") -> tuple[str, str]:
     if kind in {"enum", "set"}:
         return f"BINARY {text_of(column, reference)}", f"BINARY {literal(text)}"
     if (kind in INTEGER or kind == "decimal") and _NUMBER.fullmatch(text):
-        return reference, text  # bare: with a text they would be compared as floats
+        return reference, text  # bare: with a text they might be compared as floats
     return reference, from_text(column, literal(text))
 
 
@@ -175,7 +179,7 @@ def _of(columns: Iterable[Column]) -> list[tuple[str, Column]]:
 
 
 def _roomy(connection: Connection) -> Any:
-    """A cursor, where the server has room for what digests are made of; else raises Unavailable."""
+    """A cursor, where the server has room for all of a row but its long values; else raises Unavailable."""
     cursor = raw_cursor(connection)
     ((packet,),) = _found(cursor, "SELECT @@max_allowed_packet")
     if packet < _LEAST_PACKET:
@@ -184,8 +188,8 @@ def _roomy(connection: Connection) -> Any:
 
 
 def _found(cursor: Any, statement: str) -> Sequence[tuple[Any, ...]]:
-    """The rows of a statement, in which a percent sign is one."""
-    cursor.execute(statement)
+    """The rows of a statement, in which a percent sign is one, and what is no UTF-8 has come as `_text` makes it."""
+    cursor.execute(statement.encode("utf-8", "surrogateescape"))
     rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
     return rows
 

@@ -104,8 +104,7 @@ class _Reader:
     def __call__(self, keys: Sequence[str], longest: int | None) -> Texts:
         rows = SEPARATOR.join([f"[{key}]" for key in keys])
         self._cursor.execute(self._statement, (_WORD >> 1 if longest is None else longest, f"[{rows}]"))
-        asked_for = set(keys)
-        return {key: text for key, text in self._cursor.fetchall() if key in asked_for}
+        return dict(self._cursor.fetchall())
 
 
 def _inside(table: ListedTable) -> str:

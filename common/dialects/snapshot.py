@@ -16,7 +16,8 @@ _KEYS_AT_ONCE: Final = 500
 _KEY_BYTES_AT_ONCE: Final = 128 << 10
 
 Texts = Mapping[str, str | None]  # by their keys; None of what is longer than was asked for
-Ask = Callable[[Sequence[str], int | None], Texts]  # for the rows with these keys, of at most so many bytes (None: any)
+# For the rows with keys that the database takes for these, in whatever spelling they have; of at most so many bytes (None: any).
+Ask = Callable[[Sequence[str], int | None], Texts]
 
 
 def taking_part(table: ListedTable, names: Sequence[str]) -> list[Column]:
@@ -66,7 +67,9 @@ def asked(table: ListedTable, keys: Sequence[str], ask: Ask) -> Generator[str, N
 
 def _alone(table: ListedTable, key: str, ask: Ask) -> Iterator[str]:
     """The row with this key; none where it is gone by now, in a transaction that reads no snapshot."""
-    for text in ask([key], None).values():
+    found = ask([key], None)
+    if key in found:
+        text = found[key]
         if text is None:
             raise _too_long(table)
         yield text
