@@ -74,9 +74,9 @@ Rule = Literal["stay", "cascade", "null", "default"]
 class ForeignKey:
     """A foreign key as the database enforces it: `columns` of the child refer to `parent_columns`, in this order.
 
-    `on_delete`, `on_update`: what it does to the child; with "stay" nothing, and the parent has to stay too. `cleared`: the columns that
-    a deletion sets to NULL or their defaults. `late`: its check can be left to the end of the transaction. `schema`: of a child that is
-    elsewhere than the parent, and so never listed.
+    `on_delete`, `on_update`: what it does to the child; with "stay" nothing, and the parent has to stay too. `cleared`: the columns
+    that a deletion sets to NULL or their defaults. `late`: its check can be left to the end of the transaction. `schema`: of a child
+    that is elsewhere than the parent, and so never listed.
     """
 
     name: str
