@@ -15,9 +15,20 @@ from common.changes import SEPARATOR
 from common.schema import ListedTable
 from consumer.install import run
 from consumer.scratch import Difference, Portions, Written
+from deploy.servers import PrivatePostgreSQL
 from tests.harness import Cluster, Node
 
 OFF = {"mariadb": "SET foreign_key_checks = 0", "postgresql": "SET session_replication_role = replica"}
+
+
+@contextmanager
+def right(server: PrivatePostgreSQL) -> Iterator[None]:
+    """PostgreSQL: the nodes' user may switch foreign keys off, as only a superuser may otherwise."""
+    engine = create_engine(server.admin_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as link:
+        link.execute(text(f"GRANT SET ON PARAMETER session_replication_role TO {server.user}"))
+        yield
+        link.execute(text(f"REVOKE SET ON PARAMETER session_replication_role FROM {server.user}"))
 
 
 def portions(rows: Sequence[str], size: int) -> Portions:
@@ -110,4 +121,4 @@ def _read(node: Node) -> dict[str, tuple[ListedTable, dict[str, str]]]:
     return found
 
 
-__all__ = ["Pair", "portions"]
+__all__ = ["Pair", "portions", "right"]

@@ -8,21 +8,19 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from common.errors import NotApplicable
 from consumer.install import run
 from consumer.scratch import Written
 from deploy.servers import PrivateMariaDB, PrivatePostgreSQL
 from tests.harness import NO_BROKER, Cluster, Node, make_cluster
-from tests.installing import Pair, portions
+from tests.installing import Pair, portions, right
 
 WORD = {
     "sqlite": "VARCHAR(20) COLLATE NOCASE",
@@ -154,13 +152,8 @@ def pair(request: pytest.FixtureRequest, made: Made) -> Iterator[Pair]:
     server = request.getfixturevalue("postgresql")
     found = Pair(cluster, server.admin_url)
     found.on_both(*(f"DELETE FROM {name}" for name in EVERY))
-    right = "SET ON PARAMETER session_replication_role"
-    engine = create_engine(server.admin_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as link:
-        if allowed:
-            link.execute(text(f"GRANT {right} TO {server.user}"))
+    with right(server) if allowed else nullcontext():
         yield found
-        link.execute(text(f"REVOKE {right} FROM {server.user}"))
 
 
 @pytest.fixture

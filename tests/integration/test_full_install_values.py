@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from deploy.servers import PrivatePostgreSQL
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, make_cluster, transaction
-from tests.installing import Pair
+from tests.installing import Pair, right
 
 NewPair = Callable[..., Pair]
 
@@ -50,6 +51,15 @@ IDENTITY = {
 @pytest.mark.parametrize("above", ["", ", FOREIGN KEY (above) REFERENCES t (id)"], ids=["alone", "self reference"])
 def test_identities_and_computed_columns(new_pair: NewPair, database_kind: str, above: str) -> None:
     """`id = 0` too, which MariaDB would number anew."""
+    check_identities(new_pair, database_kind, above)
+
+
+def test_identities_where_foreign_keys_may_be_switched_off(new_pair: NewPair, postgresql: PrivatePostgreSQL) -> None:
+    with right(postgresql):
+        check_identities(new_pair, "postgresql", "")
+
+
+def check_identities(new_pair: NewPair, database_kind: str, above: str) -> None:
     schema = (
         f"CREATE TABLE t (id {IDENTITY[database_kind]}, name VARCHAR(20) NOT NULL UNIQUE, above BIGINT, twice VARCHAR(50) GENERATED"
         f" ALWAYS AS (CONCAT(name, name)) STORED, seen VARCHAR(20) DEFAULT 'x' NOT NULL{above})"
