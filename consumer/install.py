@@ -92,3 +92,6 @@ def _install(
             return Lifting(scratch, keys, listed).install(differences)
         with dialect.unchecked(connection):
             return Unenforced(scratch, keys, listed).install(differences)
+
+
+__all__ = ["Difference", "Written", "install", "run"]

@@ -16,8 +16,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from common.errors import NotApplicable
-from consumer.install import run
-from consumer.scratch import Written
+from consumer.install import Written, run
 from deploy.servers import PrivateMariaDB, PrivatePostgreSQL
 from tests.harness import NO_BROKER, Cluster, Node, make_cluster
 from tests.installing import Pair, portions, right
