@@ -2,10 +2,12 @@
 32); triggers of other programs see an installation as they see replay; readers are not held up."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from common.errors import NotApplicable
 from deploy.servers import PrivatePostgreSQL
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, make_cluster, transaction
@@ -173,3 +175,34 @@ def test_readers_are_not_held_up_and_hold_nothing_up(new_pair: NewPair, database
         )
     assert seen == [(1, "a"), (2, "b")]
     assert pair.cluster.differences() == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "postgresql allowed"])
+def test_what_a_local_row_would_hand_on_to_a_listed_one_does_not_reach_it(
+    new_pair: NewPair, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """The local row goes with its parent; what refers to it is on the primary as it is here. (MariaDB: such a list is refused.)"""
+    engine, *allowed = kind.split()
+    pair = new_pair(
+        engine,
+        "CREATE TABLE grp (id BIGINT PRIMARY KEY)",
+        "CREATE TABLE member (id BIGINT PRIMARY KEY, mine INT, grp_id BIGINT, FOREIGN KEY (grp_id) REFERENCES grp (id)"
+        " ON DELETE CASCADE)",
+        "CREATE TABLE login (id BIGINT PRIMARY KEY, member_id BIGINT, FOREIGN KEY (member_id) REFERENCES member (id)"
+        " ON DELETE CASCADE)",
+        tables='grp\nmember where="mine = 0"\nlogin\n',
+    )
+    for node, parent in ((pair.primary, "NULL"), (pair.secondary, "1")):
+        node.execute(
+            "INSERT INTO grp VALUES (1)", f"INSERT INTO member VALUES (70, 1, {parent})", "INSERT INTO login VALUES (5, 70)"
+        )
+    pair.primary.execute("DELETE FROM grp")
+    with right(request.getfixturevalue("postgresql")) if allowed else nullcontext():
+        if kind == "postgresql":
+            with pytest.raises(NotApplicable, match="GRANT SET ON PARAMETER"):
+                pair.install()
+            assert pair.secondary.rows("SELECT id FROM login") == [(5,)]
+            return
+        pair.install()
+    assert pair.cluster.differences() == []
+    assert pair.secondary.rows("SELECT id FROM member") == []
