@@ -74,9 +74,9 @@ Rule = Literal["stay", "cascade", "null", "default"]
 class ForeignKey:
     """A foreign key as the database enforces it: `columns` of the child refer to `parent_columns`, in this order.
 
-    `on_delete`, `on_update`: what it does to the child; with "stay" nothing, and the parent has to stay too. `cleared`: the columns that
-    a deletion sets to NULL or their defaults. `late`: its check can be left to the end of the transaction. `schema`: of a child that is
-    elsewhere than the parent, and so never listed.
+    `on_delete`, `on_update`: what it does to the child; with "stay" nothing, and the parent has to stay too. `cleared`: the columns
+    that a deletion sets to NULL or their defaults. `late`: its check can be left to the end of the transaction. `schema`: of a child
+    that is elsewhere than the parent, and so never listed.
     """
 
     name: str
@@ -190,11 +190,11 @@ def components(tables: Iterable[ListedTable]) -> list[list[str]]:
     """Table names in groups, each after those it refers to or requires; together are those that refer to each other in a circle."""
     given = {one.name: one for one in tables}
     parents = {name: (one.table.parents | one.requires) & given.keys() for name, one in given.items()}
-    above = {name: _reached(name, parents) for name in given}
+    above = {name: _reached(name, parents) | {name} for name in given}
     found: list[list[str]] = []
     for name in sorted(given, key=lambda name: (len(above[name]), name)):  # what is above another has less above itself
         if not any(name in group for group in found):
-            found.append(sorted(other for other in above[name] | {name} if other == name or name in above[other]))
+            found.append(sorted(other for other in above[name] if name in above[other]))
     return found
 
 

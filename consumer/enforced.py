@@ -118,7 +118,7 @@ class Enforced:
         self._refuse_if_referred(key, parents, but)
 
     def _refuse_if_referred(self, key: ForeignKey, parents: str, but: str) -> None:
-        """Where rows of the child that belong to the final state, or local ones that may hand it on to such, refer to these parents."""
+        """Where rows of the child that belong to the final state, or local ones that may hand it on to such, refer to these."""
         scratch = self._scratch
         children = scratch.child(key)
         child = None if key.schema else self._listed.get(key.child)

@@ -1,9 +1,9 @@
 """Makes a node's listed tables equal to the primary's, in one transaction (DESIGN §8, step 5).
 
-Where foreign keys can be switched off for a session, and for nothing else, they are (consumer.unenforced). Elsewhere rows are put in
-place while they are enforced (consumer.enforced); where that is refused, or could change rows that are equal already, all is done anew,
-with foreign keys switched off if this user may do that, else with what is in the way taken out and put back (consumer.lifting). No
-reader is blocked by any of it.
+Where foreign keys can be switched off for a session, and nothing else with them, they are (consumer.unenforced). Elsewhere rows are
+put in place while they are enforced (consumer.enforced); where that is refused, or could change rows that are equal already, all is
+done anew: with foreign keys switched off if this user may do that, else with what is in the way taken out and put back
+(consumer.lifting). No reader is blocked by any of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,3 +92,6 @@ def _install(
             return Lifting(scratch, keys, listed).install(differences)
         with dialect.unchecked(connection):
             return Unenforced(scratch, keys, listed).install(differences)
+
+
+__all__ = ["Difference", "Written", "install", "run"]

@@ -1,4 +1,4 @@
-"""The installation with foreign keys enforced, where rows stand in the way of each other and no user may switch them off (TRAPS 27, 28).
+"""The installation where rows stand in the way of each other, and this user may not switch foreign keys off (TRAPS 27, 28).
 
 What is in the way is taken out, and with it, over all foreign keys, the rows that refer to it, of tables that are not listed too; all
 of it in one statement, so that nothing is left to cascade to. In temporary tables it becomes what it is to be, and goes back in one
@@ -126,8 +126,8 @@ class Lifting:
             (total,) = scratch.numbers(f"SELECT count(*) FROM {kept}")
             if count != total:
                 raise NotApplicable(
-                    f"{total - count} of {total} rows of table {table} that are in the way could not be taken out: a trigger of another "
-                    "program keeps them, or a row security policy; remove it, and synchronize again"
+                    f"{total - count} of {total} rows of table {table} that are in the way could not be taken out: a trigger of "
+                    "another program or a row security policy keeps them; remove it, and synchronize again"
                 )
 
     def _children(self, key: ForeignKey) -> str | None:

@@ -11,6 +11,10 @@ from common.dialects.base import Dialect, columns_for, written
 from common.errors import NotApplicable
 from common.schema import ForeignKey, ListedTable
 
+_IN_THE_WAY = (
+    "table {table}: {reason}: what the primary has cannot be written; a row of this node outside the row filter is in the way, or a "
+    "constraint of this node that the primary has not; remove it, and synchronize again"
+)
 Portions = Callable[[], Iterator[tuple[int, str]]]
 
 
@@ -91,13 +95,16 @@ class Scratch:
         nested.commit()
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """A driver's exception inside comes out as ours."""
+    def translated(self, table: str = "") -> Iterator[None]:
+        """A driver's exception inside comes out as ours, and NotApplicable names the table that is written."""
         errors: tuple[type[BaseException], ...] = (*self.dialect.errors, DBAPIError)
         try:
             yield
         except errors as exc:
-            raise self.dialect.translate(getattr(exc, "orig", None) or exc) from exc
+            error = self.dialect.translate(getattr(exc, "orig", None) or exc)
+            if table and isinstance(error, NotApplicable):
+                error = NotApplicable(_IN_THE_WAY.format(table=table, reason=error))
+            raise error from exc
 
     def make(self, what: str, table: str, columns: Mapping[str, str], index: Sequence[str] = ()) -> str:
         """A new one, empty: its name. `columns`: the names of columns there by those that they have here; of a table given as SQL."""

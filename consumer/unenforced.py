@@ -67,7 +67,8 @@ class Unenforced:
             raise not_taken(table, total - count, total)
         scratch.run(scratch.dialect.joined(target, {}, [kept], scratch.match(target, kept, key)))
         names = scratch.names(columns)
-        return scratch.run(f"INSERT INTO {target} ({names}){scratch.dialect.overriding} SELECT {names} FROM {kept}")
+        with scratch.translated(table.name):
+            return scratch.run(f"INSERT INTO {target} ({names}){scratch.dialect.overriding} SELECT {names} FROM {kept}")
 
 
 def write(scratch: Scratch, one: Difference, kind: str) -> int:
@@ -77,7 +78,7 @@ def write(scratch: Scratch, one: Difference, kind: str) -> int:
     writer = scratch.dialect.writer(one.table, columns)
     run = {"delete": writer.delete, "update": writer.update, "insert": writer.insert}[kind]
     done = total = 0
-    with closing(scratch.connection.connection.cursor()) as cursor:
+    with scratch.translated(one.table.name), closing(scratch.connection.connection.cursor()) as cursor:
         for count, rows in portions():
             done += run(cursor, rows)
             total += count

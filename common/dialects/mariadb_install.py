@@ -50,8 +50,8 @@ class MariadbInstalling:
     def scratch(
         self, connection: Connection, name: str, table: str, columns: Mapping[str, str], index: Sequence[str]
     ) -> list[str]:
-        """See InstallingDialect. A rollback does not take it away. Joins begin with it and find the others' rows by their indexes; a TEXT
-        would have none here."""
+        """See InstallingDialect. A rollback does not take it away. Joins begin with it and find the others' rows by their
+        indexes; over a TEXT it could have none."""
         del connection, index
         taken = ", ".join(f"{quote(column)} AS {quote(called)}" for called, column in columns.items())
         return [f"CREATE OR REPLACE TEMPORARY TABLE {quote(name)} AS SELECT {taken} FROM {table} WHERE FALSE"]

@@ -56,14 +56,16 @@ class SqliteInstalling:
     def scratch(
         self, connection: Connection, name: str, table: str, columns: Mapping[str, str], index: Sequence[str]
     ) -> list[str]:
-        """See InstallingDialect."""
+        """See InstallingDialect. In a STRICT table `ANY` converts nothing; elsewhere it would be NUMERIC (stricttables.html)."""
         types = {column: kind for column, (kind, _) in _columns(connection, table).items()}
         collations = _collations(connection, table)
         made = ", ".join(
             f"{quote(called)} {types[column]}" + (f" COLLATE {quote(collations[column])}" if column in collations else "")
             for called, column in columns.items()
         )
-        statements = [f"CREATE TEMPORARY TABLE {quote(name)} ({made})"]
+        known = connection.exec_driver_sql(f"PRAGMA table_list({table})").all()
+        strict = " STRICT" if any(row[5] for row in known if row[0] == "main") else ""
+        statements = [f"CREATE TEMPORARY TABLE {quote(name)} ({made}){strict}"]
         if index:
             statements.append(
                 f"CREATE INDEX temp.{quote(name + '_index')} ON {quote(name)} ({', '.join(map(quote, index))})"

@@ -8,6 +8,7 @@ import pytest
 from deploy.servers import PrivateRabbitMQ
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, Cluster, make_cluster
+from tests.integration.fixtures_install import filled, made, pair
 from tests.pipeline import Pipeline
 
 SCHEMA = (
@@ -21,6 +22,7 @@ SCHEMA = (
     "CREATE TABLE audit (id BIGINT PRIMARY KEY, what TEXT)",
 )
 TABLES = 'unit\naccount exclude=last_login\nlogin\nparam where="islocal = 0"\n'
+__all__ = ["filled", "made", "pair"]  # fixtures
 MakeCluster = Callable[..., Cluster]
 MakePipeline = Callable[..., Pipeline]
 
