@@ -54,6 +54,9 @@ class Sessions(Protocol):
     def begin(self, begun: Begun) -> None:
         """A session begins; the log is at rest, or a snapshot of it is given."""
 
+    def knows(self, begun: Begun) -> bool:
+        """Whether this session has begun here, in this process."""
+
     def refuse(self, begun: Begun, sequence: int, why: str, *, again: bool) -> None:
         """This node takes no part."""
 
@@ -189,10 +192,11 @@ class Applier:
         """The session is over that had paused the log: go on from where the database now stands."""
         self.paused = False
         before = self._position
+        if over.installed:
+            self._head = (1, 0)  # of another history, perhaps
         self.load(connection)
         if over.installed:
-            self._head = max(self._head, (self._position.epoch, self._position.sequence))
-            self._at_last_beat = 0  # the primary's history is another one, perhaps
+            self._at_last_beat = 0
             self._stuck = self._unanswered = None
             self._progress = time.monotonic()
             # What the queue still holds of what the session made needless is no attack.
@@ -294,9 +298,14 @@ class Applier:
         if said.number < self._session_number:
             raise MessageRefused("replayed", "the beginning of a session that was over before")
         self._freshness.judge(message.header)
-        if said.number == self._session_number or self._settings.node.name not in said.nodes:
+        if self._settings.node.name not in said.nodes:
             return None
-        return Begun(message.header.previous, message.header.epoch, said)
+        begun = Begun(message.header.previous, message.header.epoch, said)
+        if said.number > self._session_number:
+            return begun
+        if self._sessions is not None and not self._sessions.knows(begun):
+            self._sessions.refuse(begun, self._position.sequence, "its service was started again meanwhile", again=False)
+        return None
 
     def _batch(self, message: Verified, *, redelivered: bool) -> None:
         if self._needs is not None:

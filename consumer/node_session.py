@@ -357,6 +357,8 @@ class NodeSession:
             epoch=position.epoch,
             sequence=position.sequence,
             hash=position.hash,
+            head_epoch=position.epoch,
+            head_sequence=position.sequence,
             state=nodestate.State.CATCHING_UP,
             reason=None,
             last_full_sync_ms=nodestate.now_ms(),

@@ -100,6 +100,10 @@ class Synchronizer:
         session = self._session
         return session.phase if session is not None and session.mode is Mode.SYNC else None
 
+    def knows(self, begun: Begun) -> bool:
+        """See the applier's Sessions."""
+        return self._answers.session == begun.id
+
     def refuse(self, begun: Begun, sequence: int, why: str, *, again: bool) -> None:
         """Say that this node takes no part, and why."""
         self._answers.open(begun.id, begun.epoch)

@@ -47,17 +47,18 @@ def wanted(
     head: int,
     offline_after_s: float,
     settings: SessionSettings,
+    began_ms: int,
     now_ms: int,
 ) -> Wanted | None:
-    """What to begin now, if anything; `history`: the newest sessions, the newest first."""
+    """What to begin now, if anything; `history`: the newest sessions, the newest first; `began_ms`: when this service did."""
     heard = {name: one for name, one in known.items() if one.silent_s <= offline_after_s}
     for name, one in sorted(heard.items()):
         cause = _cause(name, one, history, head, settings)
         if cause is not None and _rested(name, history, settings, now_ms):
             return Wanted(Mode.SYNC, (name,), cause)
-    looked = next((one.requested_ms for one in history if one.mode is not Mode.REHEARSE and one.nodes is None), None)
+    looked = next((one.requested_ms for one in history if one.mode is not Mode.REHEARSE and one.nodes is None), began_ms)
     settled = [name for name, one in heard.items() if one.state in (State.IN_SYNC, State.CATCHING_UP)]
-    if settled and looked is not None and now_ms - looked > settings.verify_every_s * 1000:
+    if settled and now_ms - looked > settings.verify_every_s * 1000:
         return Wanted(Mode.VERIFY, (), sessions.CLOCK)
     return None
 

@@ -19,7 +19,7 @@ from common.database import Database
 from common.errors import Refused, Unavailable
 from common.live_lists import LiveLists
 from common.nodestate import State
-from common.session import Done, Phase, Result, new_id
+from common.session import Done, Mode, Phase, Result, new_id
 from common.sessions import Request
 from common.settings import Settings
 from common.stop import Stop
@@ -36,6 +36,7 @@ from publisher.sender import Posted, Sender
 _LOOK_S = 0.2
 _PULSE_S = 1.0
 _HEAL_S = 1.0
+_DROPPED_S = 4.0
 _SAVE_S = 0.2
 _ATTEMPTS = 4
 _ATTEMPT_PAUSE_S = 0.5
@@ -113,6 +114,7 @@ class Synchronization:
             head=self._relay.position.sequence,
             offline_after_s=self._settings.intervals.offline_after_s,
             settings=self._settings.sessions,
+            began_ms=now - int((time.monotonic() - self._began) * 1000),
             now_ms=now,
         )
         connection.rollback()
@@ -309,7 +311,10 @@ class _Keeper:
         """Those who fell silent during the session."""
         limit_s = self._settings.sessions.silent_s
         for member in active(self.members.values()):
-            if now - max(member.at, member.began) <= limit_s:
+            quiet_s = now - max(member.at, member.began)
+            if member.ready is not None and quiet_s > _DROPPED_S and self._goes_on(member.name, quiet_s):
+                member.end(Done(Result.FAILED, "its service was started again meanwhile, or has given the session up"))
+            if quiet_s <= limit_s:
                 continue
             silent_s = self._silences()[member.name]
             if member.ready is None and silent_s is not None and silent_s < limit_s:
@@ -317,6 +322,14 @@ class _Keeper:
             member.end(
                 Done(Result.UNREACHABLE, f"nothing was heard from it for {limit_s:.0f} s, in the phase {member.phase}")
             )
+
+    def _goes_on(self, name: str, quiet_s: float) -> bool:
+        """Whether a node that says nothing in a session that had paused it reports meanwhile that it is not paused."""
+        row = self.connection.execute(select(reports.c.state, reports.c.heard_ms).where(reports.c.name == name)).first()
+        self.connection.rollback()
+        newer = row is not None and nodestate.now_ms() - row.heard_ms < 1000 * (quiet_s - 1.0)
+        pauses = self._request.mode is Mode.SYNC
+        return pauses and row is not None and newer and row.state not in (State.PAUSED, State.SYNCHRONIZING)
 
     def _silences(self) -> dict[str, float | None]:
         now = nodestate.now_ms()

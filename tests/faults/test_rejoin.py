@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+from tests.faults.conftest import wait_told
 from tests.faults.test_broker_loss import do, purge
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
@@ -30,6 +31,16 @@ def sessions_of(node: Node) -> list[tuple[str, str, str]]:
     return [(str(m), str(c), str(p)) for m, c, p in node.rows("SELECT mode, cause, phase FROM stsync_sessions ORDER BY id")]
 
 
+def told(cluster: Cluster) -> list[object]:
+    return [sessions_of(cluster.primary), cluster.primary.status(), *(node.log[-2500:] for node in cluster.nodes.values())]
+
+
+def meet(cluster: Cluster) -> None:
+    """Until every secondary has been seen to be equal for the first time."""
+    first = [("sync", "first contact", "resumed")] * len(cluster.secondaries)
+    wait_told(lambda: sessions_of(cluster.primary) == first and settled(cluster), lambda: told(cluster))
+
+
 def prune(cluster: Cluster) -> None:
     """As if the journal's retention were over for all but its newest batch."""
     cluster.primary.execute("DELETE FROM stsync_journal WHERE sequence < (SELECT sequence FROM stsync_node)")
@@ -40,7 +51,7 @@ def test_a_node_past_retention_rejoins_by_itself_and_the_others_go_on(
 ) -> None:
     cluster = new_cluster(database_kind, settings=BY_ITSELF, broker_url=vhost_url)
     cluster.start()
-    wait_for(lambda: settled(cluster) and len(sessions_of(cluster.primary)) >= 2, "first contact with both")
+    meet(cluster)
     fill(cluster, 100)
     cluster.nodes["st3"].kill()
     for i in range(30):
@@ -53,7 +64,7 @@ def test_a_node_past_retention_rejoins_by_itself_and_the_others_go_on(
     do(vhost_url, partial(purge, node="st3"))
     prune(cluster)
     cluster.nodes["st3"].start()
-    wait_for(lambda: cluster.nodes["st3"].sequence() > position and settled(cluster), "st3 back in sync")
+    wait_told(lambda: cluster.nodes["st3"].sequence() > position and settled(cluster), lambda: told(cluster))
     cluster.wait_equal()
     assert ("sync", "rejoin", "resumed") in sessions_of(cluster.primary)
     assert "session_began" not in cluster.nodes["st2"].words.split("session_ended")[-1]
@@ -65,7 +76,7 @@ def test_a_fresh_node_gets_what_there_is(new_cluster: MakeCluster, database_kind
     cluster.primary.execute("INSERT INTO unit (id, name) VALUES (1, 'from before')")
     cluster.primary.execute("DELETE FROM stsync_outbox")  # as rows that stood there before `install`
     cluster.start()
-    wait_for(lambda: settled(cluster) and len(sessions_of(cluster.primary)) >= 2, "first contact with both")
+    meet(cluster)
     cluster.wait_equal()
     assert all(cause == "first contact" for _, cause, _ in sessions_of(cluster.primary))
     for node in cluster.secondaries:
@@ -79,13 +90,11 @@ def test_a_node_that_has_more_is_not_emptied_by_first_contact(new_cluster: MakeC
     st2.execute("INSERT INTO unit (id, name) VALUES (5, 'years of work')")
     st2.execute("DELETE FROM stsync_outbox")
     cluster.start()
-    wait_for(lambda: state_of(cluster, "st2")[0] == "needs_full_sync", "st2 says so")
-    assert "never been synchronized" in (state_of(cluster, "st2")[1] or "")
+    wait_told(lambda: "never been synchronized" in (state_of(cluster, "st2")[1] or ""), lambda: told(cluster))
     wait_for(lambda: any("3 full synchronizations" in one for one in cluster.primary.status()["warnings"]), "the alarm")
     assert st2.rows("SELECT name FROM unit") == [("years of work",)]
-    ready = st2.command("ready")
-    assert ready.returncode == 1
-    assert "stsync sync" in ready.stdout
+    wait_for(lambda: "`stsync sync` on the primary" in st2.command("ready").stdout, "what to do, told by `ready`")
+    assert st2.command("ready").returncode == 1
     assert cluster.primary.command("sync").returncode == 0
     wait_for(lambda: settled(cluster), "in sync")
     assert st2.rows("SELECT name FROM unit") == []
@@ -95,7 +104,7 @@ def test_a_node_that_has_more_is_not_emptied_by_first_contact(new_cluster: MakeC
 def test_a_position_of_another_history_rejoins(new_cluster: MakeCluster, database_kind: str) -> None:
     cluster = new_cluster(database_kind, nodes=("st1", "st2"), settings=BY_ITSELF)
     cluster.start()
-    wait_for(lambda: settled(cluster) and sessions_of(cluster.primary), "first contact")
+    meet(cluster)
     fill(cluster, 20)
     st2 = cluster.nodes["st2"]
     st2.stop()
@@ -103,7 +112,9 @@ def test_a_position_of_another_history_rejoins(new_cluster: MakeCluster, databas
     st2.execute(f"UPDATE stsync_node SET hash = {other.replace(':', chr(92) + ':')}")
     st2.execute("DELETE FROM login")
     st2.start()
-    wait_for(lambda: ("sync", "rejoin", "resumed") in sessions_of(cluster.primary) and settled(cluster), "rejoined")
+    wait_told(
+        lambda: ("sync", "rejoin", "resumed") in sessions_of(cluster.primary) and settled(cluster), lambda: told(cluster)
+    )
     cluster.wait_equal()
 
 
@@ -111,7 +122,7 @@ def test_a_primary_that_is_behind_empties_nobody_by_itself(new_cluster: MakeClus
     """DOMAIN §7: a restored node becomes primary with outdated data. Only a person can say which is right."""
     cluster = new_cluster(database_kind, nodes=("st1", "st2"), settings=BY_ITSELF)
     cluster.start()
-    wait_for(lambda: settled(cluster) and sessions_of(cluster.primary), "first contact")
+    meet(cluster)
     fill(cluster, 20)
     known = len(sessions_of(cluster.primary))
     primary = cluster.primary
@@ -121,12 +132,12 @@ def test_a_primary_that_is_behind_empties_nobody_by_itself(new_cluster: MakeClus
     st2.stop()
     st2.start()
     primary.start()
-    wait_for(lambda: state_of(cluster, "st2")[0] == "needs_full_sync", "it says so")
+    wait_told(lambda: state_of(cluster, "st2")[0] == "needs_full_sync", lambda: told(cluster))
     assert "restored" in (state_of(cluster, "st2")[1] or "")
     time.sleep(3)
     assert len(sessions_of(cluster.primary)) == known
     assert cluster.primary.command("sync").returncode == 0
-    wait_for(lambda: settled(cluster), "in sync")
+    wait_told(lambda: settled(cluster), lambda: told(cluster))
     cluster.wait_equal()
 
 
@@ -134,9 +145,9 @@ def test_drift_is_found_and_repaired_by_itself(new_cluster: MakeCluster, databas
     settings = BY_ITSELF.replace("1e9", "1.0").replace("[journal]", "repair_drift = true\n[journal]")
     cluster = new_cluster(database_kind, settings=settings)
     cluster.start()
-    wait_for(lambda: settled(cluster) and len(sessions_of(cluster.primary)) >= 2, "first contact with both")
+    meet(cluster)
     fill(cluster, 50)
     cluster.nodes["st2"].execute("DELETE FROM login WHERE account_id = 4")
-    wait_for(lambda: ("sync", "drift", "resumed") in sessions_of(cluster.primary), "the repair")
+    wait_told(lambda: ("sync", "drift", "resumed") in sessions_of(cluster.primary), lambda: told(cluster))
     wait_for(lambda: settled(cluster), "in sync")
     cluster.wait_equal()
