@@ -13,12 +13,19 @@ _FORGOTTEN_MS: Final = 3_600_000
 
 def missed(name: str, history: Sequence[Request]) -> str | None:
     """Why a node missed the last full synchronization that it was to take part in; None where it did not."""
+    one = last_missed(name, history)
+    if one is None:
+        return None
+    found = _node(one, name) or {}
+    return f"it missed the full synchronization of {sessions.when(one)}: {found.get('reason') or one.reason}"
+
+
+def last_missed(name: str, history: Sequence[Request]) -> Request | None:
+    """The last full synchronization that a node was to take part in, if it was not done there."""
     for one in history:
         found = _node(one, name)
         if one.mode is Mode.SYNC and one.phase.over and found is not None:
-            if found.get("result") == Result.DONE:
-                return None
-            return f"it missed the full synchronization of {sessions.when(one)}: {found.get('reason') or one.reason}"
+            return None if found.get("result") == Result.DONE else one
     return None
 
 

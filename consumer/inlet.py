@@ -16,15 +16,15 @@ class Inlet:
     announced: int = 0
     _held: dict[int, Said] = field(default_factory=dict)
 
-    def take(self, number: int, said: Said) -> list[Said]:
-        """What follows now, with this message; nothing where it came before, or something before it did not come."""
+    def take(self, number: int, said: Said) -> list[tuple[int, Said]]:
+        """What follows now, with this message, each with its number; nothing where it came before, or something before it did not."""
         self.announced = max(self.announced, number)
         if number > self.received and len(self._held) < _HELD:
             self._held[number] = said
         found = []
         while (one := self._held.pop(self.received + 1, None)) is not None:
             self.received += 1
-            found.append(one)
+            found.append((self.received, one))
         return found
 
     def announce(self, sent: int) -> None:

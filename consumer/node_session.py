@@ -164,10 +164,10 @@ class NodeSession:
             ]
         return []
 
-    def handle(self, said: Said) -> list[Answer]:
+    def handle(self, number: int, said: Said) -> list[Answer]:
         """What the primary said next; the answers. Raises MessageRefused for what does not fit, NotApplicable, Unavailable and
         OSError."""
-        message = self._messages.pop(self.inlet.received, None)
+        message = self._messages.pop(number, None)
         if isinstance(said, Manifest):
             return self._compare_tables(said)
         if isinstance(said, Buckets):

@@ -177,8 +177,8 @@ class Synchronizer:
             self._fail(said.reason)
             return
         session.remember(message.header.sequence, message)
-        for one in session.inlet.take(message.header.sequence, said):
-            self._do(partial(session.handle, one))
+        for number, one in session.inlet.take(message.header.sequence, said):
+            self._do(partial(session.handle, number, one))
             if self._session is not session:
                 return
 

@@ -4,7 +4,8 @@
    out of the last one, or failed in it, once it is heard again.
 2. Not where the node has more of the log than the primary: then the primary's database is the older one, and only a person can say
    which of the two is right.
-3. A node that was never seen to be equal gets one that adds rows only (Begin.careful).
+3. A node that was never seen to be equal, and that no person has asked to synchronize, gets one that adds rows only
+   (Begin.careful).
 4. After each that did not help for good there is a pause, twice as long as the one before; from the third on it is an alarm.
 5. From time to time all that are heard are verified. Who differs is repaired where the settings say so.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from common import sessions
 from common.nodestate import State
 from common.session import Mode
-from common.session_history import drift, failures, missed
+from common.session_history import drift, failures, last_missed
 from common.sessions import Request
 from common.settings import SessionSettings
 
@@ -67,9 +68,12 @@ def _cause(name: str, one: Known, history: Sequence[Request], head: int, setting
     if one.state in (State.PAUSED, State.SYNCHRONIZING) or one.sequence > head:
         return None
     if settings.rejoin:
+        missed = last_missed(name, history)
+        if missed is not None:
+            return sessions.FIRST if missed.cause == sessions.FIRST else sessions.REJOIN
         if not one.equal_once:
             return sessions.FIRST
-        if one.state is State.NEEDS_FULL_SYNC or missed(name, history) is not None:
+        if one.state is State.NEEDS_FULL_SYNC:
             return sessions.REJOIN
     if settings.repair_drift and drift(name, history):
         return sessions.DRIFT

@@ -141,7 +141,7 @@ class Synchronization:
         names = request.nodes or [name for name in self._settings.cluster.names if name != self._settings.node.name]
         now = time.monotonic()
         keeper.members = {name: Member(name, now) for name in names}
-        sessions.save(connection, request.id, began_ms=nodestate.now_ms(), phase=Phase.PAUSING)
+        keeper.start()
         self._log.info("session_began", mode=str(request.mode), cause=request.cause, nodes=list(names))
         phase, reason = Phase.RESUMED, None
         try:
@@ -341,6 +341,10 @@ class _Keeper:
         """Nothing more comes from anybody."""
         for member in active(self.members.values()):
             member.end(Done(Result.FAILED, reason))
+
+    def start(self) -> None:
+        """Write down whom it is for: whatever becomes of this process, they have then missed it."""
+        self._save(Phase.PAUSING, began_ms=nodestate.now_ms())
 
     def finish(self, connection: Connection, phase: Phase, reason: str | None) -> None:
         """Write down how it ended."""

@@ -182,7 +182,42 @@ QUARANTINE = {
 GIVE_UP = {
     "needs a full sync, not committed": Point("common.nodestate:save", after=True, counts=_says("state", "needs_full_sync")),
 }
-POINTS = RELAY | TAKEN | SWEEP | SENDER | ANSWER | PRUNE | APPLIER | AT_LENGTH | AT_ONCE | QUARANTINE | GIVE_UP
+_NODE, _LEADER = "consumer.node_session:NodeSession", "publisher.leading:Leader"
+IN_SESSION = {  # a secondary's side of a full synchronization
+    "paused": Point("consumer.synchronizer:Synchronizer.begin", after=True),
+    "digests taken": Point(f"{_NODE}.look", after=True),
+    "tables compared": Point(f"{_NODE}._compare_tables", after=True),
+    "rows compared": Point(f"{_NODE}._compare_rows", after=True),
+    "chunk kept": Point(f"{_NODE}._take", after=True),
+    "before the installation": Point(f"{_NODE}._install"),
+    "installed, position not moved": Point(f"{_NODE}._prove_and_move"),
+    "installed, not committed": Point(f"{_NODE}._prove_and_move", after=True),
+    "installed, not told": Point(f"{_NODE}._install", after=True),
+}
+LEADING = {  # the primary's
+    "session asked for": Point("publisher.synchronization:Synchronization._attempt"),
+    "snapshot cut": Point("publisher.relay:Relay.cut", after=True),
+    "everybody ready": Point(f"{_LEADER}._until_ready", after=True, linger_s=_OUT),
+    "buckets told": Point(f"{_LEADER}._say_buckets", after=True, linger_s=_OUT),
+    "chunk sent": Point(f"{_LEADER}._send_chunks", after=True, linger_s=_OUT),
+    "everything sent": Point(f"{_LEADER}._send_differences", after=True, linger_s=_OUT),
+    "session over, not written down": Point("publisher.synchronization:_Keeper.finish"),
+}
+POINTS = (
+    IN_SESSION
+    | LEADING
+    | RELAY
+    | TAKEN
+    | SWEEP
+    | SENDER
+    | ANSWER
+    | PRUNE
+    | APPLIER
+    | AT_LENGTH
+    | AT_ONCE
+    | QUARANTINE
+    | GIVE_UP
+)
 
 
 def arm(armed: str) -> None:
