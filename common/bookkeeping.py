@@ -1,6 +1,6 @@
 """The bookkeeping tables `stsync_*` and their portable definition; every node has all of them, whatever its role."""
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -21,6 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Connection
 
+from common import __version__
+
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _Long = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 _Blob = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
@@ -32,6 +34,7 @@ _OPTIONS: Any = {
 }
 
 metadata = MetaData()
+LAYOUT: Final = f"{__version__}.2"  # of these tables; what `install` made is told by it (stsync_node.version)
 
 
 def _name(name: str, **options: Any) -> "Column[str]":

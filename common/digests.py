@@ -1,9 +1,17 @@
 """Digests of tables, out of those of their buckets. Pure."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from common.dialects.base import Bucket
 from common.session import TableDigest
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows of a table whose keys have one hash: how many, and a digest over all of them, whatever their order: the XOR of theirs."""
+
+    rows: int
+    digest: bytes
 
 
 def whole(buckets: Iterable[Bucket]) -> TableDigest:

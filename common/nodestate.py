@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, func, inspect, select, update
 from sqlalchemy.engine import Connection
 
-from common.bookkeeping import clocks, node, quarantine, refusals, tables_of
+from common.bookkeeping import LAYOUT, clocks, node, quarantine, refusals, tables_of
 from common.changes import Position
 from common.dialects.script import Script
 from common.errors import Fault, Misconfigured, Unavailable
@@ -93,10 +93,18 @@ def read(connection: Connection) -> NodeState | None:
 def read_installed(connection: Connection, settings: Settings) -> NodeState:
     """The node's row; Misconfigured when it is missing or is another node's (a copied database), or a table of this version is."""
     standing = set(inspect(connection).get_table_names())
-    found = read(connection) if node.name in standing else None
+    layout = connection.execute(select(node.c.version)).scalar() if node.name in standing else None
+    if layout is None:
+        raise Misconfigured("this database has not been prepared; run `stsync install` first")
+    if layout != LAYOUT:
+        raise Misconfigured(
+            f"this database was prepared by another version ({layout}; this is {LAYOUT}); run `stsync install`, and when all nodes"
+            " are upgraded, `stsync sync` on the primary"
+        )
+    found = read(connection)
     if found is None:
         raise Misconfigured("this database has not been prepared; run `stsync install` first")
-    _refuse_anothers(found, settings)
+    _refuse_anothers(found.name, found.cluster, settings)
     for table in tables_of(connection.dialect.name):
         if table.name not in standing:
             raise Misconfigured(
@@ -107,15 +115,17 @@ def read_installed(connection: Connection, settings: Settings) -> NodeState:
 
 def refuse_anothers(connection: Connection, settings: Settings) -> None:
     """Misconfigured when the database is another node's; whether it is prepared is not asked."""
-    found = read(connection) if inspect(connection).has_table(node.name) else None
+    if not inspect(connection).has_table(node.name):
+        return
+    found = connection.execute(select(node.c.name, node.c.cluster)).first()  # whatever version made it, it has these
     if found is not None:
-        _refuse_anothers(found, settings)
+        _refuse_anothers(*found, settings)
 
 
-def _refuse_anothers(found: NodeState, settings: Settings) -> None:
-    if (found.cluster, found.name) != (settings.cluster.name, settings.node.name):
+def _refuse_anothers(name: str, cluster: str, settings: Settings) -> None:
+    if (cluster, name) != (settings.cluster.name, settings.node.name):
         raise Misconfigured(
-            f"this database belongs to node {found.name!r} of cluster {found.cluster!r}, not to {settings.node.name!r} of "
+            f"this database belongs to node {name!r} of cluster {cluster!r}, not to {settings.node.name!r} of "
             f"{settings.cluster.name!r}; check database.url and node.name"
         )
 

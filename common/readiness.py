@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.nodestate import NodeState, Role, State
+from common.nodestate import NodeState, Role, State, behind_by
 from common.settings import ReadinessSettings
 
 _SYNC = "run `stsync sync` on the primary"
@@ -48,7 +48,7 @@ def _of_proof(node: NodeState, settings: ReadinessSettings) -> str | None:
 
 def _of_lag(facts: Facts, settings: ReadinessSettings) -> str | None:
     if facts.behind > settings.max_behind or (facts.behind and (facts.node.lag_ms or 0) > settings.max_lag_s * 1000):
-        return f"this node is {facts.behind} batches behind the primary; it catches up by itself"
+        return f"this node is {behind_by(facts.behind)}; it catches up by itself"
     if facts.state is State.CATCHING_UP and not facts.behind:
         return f"this node is not in sync: {facts.reason}"
     return None

@@ -7,7 +7,7 @@ from typing import Final
 import zstandard
 
 from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
-from common.dialects.base import Bucket
+from common.digests import Bucket
 from common.session import Rows, TableCompared, TableShape
 
 KEYS_TOLD: Final = 100  # of each sort, a table

@@ -14,8 +14,7 @@ from common import nodestate
 from common.bookkeeping import outbox, quarantine
 from common.changes import SEPARATOR, Position
 from common.database import Database
-from common.dialects.base import Bucket
-from common.digests import whole
+from common.digests import Bucket, whole
 from common.errors import Fault, MessageRefused, NotApplicable
 from common.live_lists import Lists
 from common.schema import Listed, ListedTable

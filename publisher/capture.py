@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from sqlalchemy import delete, func, inspect, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from common import __version__, capture_check
-from common.bookkeeping import captured, node, outbox, quarantine, rejected, tables_of, taken, waiting
+from common import capture_check
+from common.bookkeeping import LAYOUT, captured, node, outbox, quarantine, rejected, tables_of, taken, waiting
 from common.capture_check import Marks
 from common.catalog import listed_tables
 from common.changes import GENESIS
@@ -148,13 +148,23 @@ def _objections(database: Database, connection: Connection) -> Iterator[None]:
 
 
 def _missing_tables(dialect: Dialect, connection: Connection) -> Iterable[str]:
-    existing = set(inspect(connection).get_table_names())
+    look = inspect(connection)
+    existing = set(look.get_table_names())
     for table in tables_of(connection.dialect.name):
         if table.name not in existing:
             yield str(CreateTable(table).compile(connection)).strip()
             for index in table.indexes:
                 yield str(CreateIndex(index).compile(connection)).strip()
             yield from dialect.storage(table.name)
+            continue
+        here = {column["name"] for column in look.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in here:  # an older version made the table
+                yield f"ALTER TABLE {table.name} ADD COLUMN {str(CreateColumn(column).compile(connection)).strip()}"
+        named = {index["name"] for index in look.get_indexes(table.name)}
+        for index in table.indexes:
+            if index.name not in named:
+                yield str(CreateIndex(index).compile(connection)).strip()
 
 
 def _outside_transaction(connection: Connection, statements: Iterable[str]) -> None:
@@ -165,7 +175,10 @@ def _outside_transaction(connection: Connection, statements: Iterable[str]) -> N
 
 
 def _register_node(connection: Connection, settings: Settings) -> None:
-    if connection.execute(select(node.c.id)).first() is not None:
+    layout = connection.execute(select(node.c.version)).scalar()
+    if layout is not None:
+        if layout != LAYOUT:  # whether it is equal to the primary is to be seen anew
+            connection.execute(node.update().values(version=LAYOUT, proven_ms=None))
         return
     first = settings.cluster.names[0]
     connection.execute(
@@ -186,6 +199,6 @@ def _register_node(connection: Connection, settings: Settings) -> None:
             heard_ms=0,
             heard_number=0,
             installed_ms=0,
-            version=__version__,
+            version=LAYOUT,
         )
     )

@@ -16,8 +16,7 @@ from sqlalchemy.engine import Connection
 from common import sessions
 from common.changes import SEPARATOR, Position
 from common.database import Database
-from common.dialects.base import Bucket
-from common.digests import whole
+from common.digests import Bucket, whole
 from common.errors import StsyncError
 from common.schema import Listed, parents_first
 from common.session import (

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.session import Answer, Differ, Done, Lack, Mode, Phase, Progress, Ready, Result, Want
+from common.session import Answer, Differ, Done, Lack, Mode, Phase, Progress, Ready, Result, TableCompared, Want
 
 
 @dataclass
@@ -102,21 +102,24 @@ class Member:
         }
         if mode is not Mode.SYNC:
             found["equal"] = bool(done and done.result is Result.DONE and not tables)
-        found["tables"] = [
-            {
-                "table": one.table,
-                "rows_missing": one.missing,
-                "rows_extra": one.extra,
-                "rows_different": one.different,
-                "keys": {
-                    "missing": list(one.missing_keys),
-                    "extra": list(one.extra_keys),
-                    "different": list(one.different_keys),
-                },
-            }
-            for one in tables
-        ]
+            found["tables"] = [_compared(one) for one in tables]
+        else:
+            found["tables"] = [
+                {"table": one.table, "inserted": one.missing, "updated": one.different, "deleted": one.extra}
+                for one in tables
+            ]
         return found
+
+
+def _compared(one: TableCompared) -> dict[str, Any]:
+    """As INTERFACE has it, with some keys of each sort."""
+    return {
+        "table": one.table,
+        "rows_missing": one.missing,
+        "rows_extra": one.extra,
+        "rows_different": one.different,
+        "keys": {"missing": list(one.missing_keys), "extra": list(one.extra_keys), "different": list(one.different_keys)},
+    }
 
 
 def active(members: Iterable[Member]) -> list[Member]:

@@ -12,6 +12,7 @@ import orjson
 from sqlalchemy.engine import URL, Connection, Engine
 
 from common.changes import SEPARATOR
+from common.digests import Bucket
 from common.errors import NotApplicable, StsyncError
 from common.schema import Cascade, Column, ForeignKey, ListedTable, Table
 
@@ -182,14 +183,6 @@ class ReplayDialect(Protocol):
 
     def translate(self, exc: BaseException) -> StsyncError:
         """The driver's exception as NotApplicable (the change's own fault) or Unavailable (TRAPS 29)."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Rows of a table whose keys have one hash: how many, and a digest over all of them, whatever their order: the XOR of theirs."""
-
-    rows: int
-    digest: bytes
 
 
 class SnapshotDialect(Protocol):

@@ -12,11 +12,12 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 
 from common.changes import SEPARATOR
-from common.dialects.base import Bucket, raw_cursor
+from common.dialects.base import raw_cursor
 from common.dialects.mariadb_capture import row_json
 from common.dialects.mariadb_values import BINARY, INTEGER, from_text, literal, quote, text_of, type_of
 from common.dialects.mariadb_writer import MariadbWriter
 from common.dialects.snapshot import DIGESTS_AT_ONCE, LONG, ROWS_AT_ONCE, Texts, asked, gathered, taking_part, whole
+from common.digests import Bucket
 from common.errors import Unavailable
 from common.schema import Column, ListedTable
 

@@ -7,9 +7,10 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 
 from common.changes import SEPARATOR
-from common.dialects.base import Bucket, raw_cursor
+from common.dialects.base import raw_cursor
 from common.dialects.postgresql_writer import PostgresqlWriter, quote
 from common.dialects.snapshot import DIGESTS_AT_ONCE, LONG, ROWS_AT_ONCE, Texts, asked, gathered, taking_part, whole
+from common.digests import Bucket
 from common.schema import Column, ListedTable
 
 _WORD: Final = (1 << 64) - 1

@@ -13,10 +13,10 @@ from zlib import crc32
 from sqlalchemy.engine import Connection
 
 from common.changes import SEPARATOR
-from common.dialects.base import Bucket
 from common.dialects.snapshot import DIGESTS_AT_ONCE, taking_part
 from common.dialects.sqlite_capture import inside, quote, row_json
 from common.dialects.sqlite_writer import UNFIT, values
+from common.digests import Bucket
 from common.errors import NotApplicable
 from common.schema import ListedTable
 

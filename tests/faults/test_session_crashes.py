@@ -34,14 +34,15 @@ def each(group: dict[str, crashpoints.Point]) -> pytest.MarkDecorator:
 class Command(threading.Thread):
     """`stsync sync`, meanwhile."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *options: str) -> None:
         super().__init__()
         self._node = node
+        self._options = options
         self.done: CompletedProcess[str] | None = None
         self.start()
 
     def run(self) -> None:
-        self.done = self._node.command("sync", "--json", timeout_s=120)
+        self.done = self._node.command("sync", "--json", *self._options, timeout_s=120)
 
 
 def spoiled(new_cluster: MakeCluster, kind: str) -> Cluster:

@@ -1,5 +1,6 @@
 """What the broker, or somebody on the way, does to messages of a session: lost, twice, late, altered, of another time (TRAPS 34)."""
 
+import json
 import random
 import signal
 import subprocess
@@ -110,6 +111,19 @@ def test_a_queue_that_swallows_everything_ends_the_session_there_and_the_log_goe
     spoiled.primary.execute("INSERT INTO unit (id, name) VALUES (5000, 'later')")
     wait_for(lambda: spoiled.nodes["st2"].rows("SELECT 1 FROM unit WHERE id = 5000"), "the log goes on")
     assert spoiled.primary.rows("SELECT name FROM unit WHERE id = 5000") == [("later",)]
+
+
+@mostly("sqlite")
+def test_a_session_that_takes_too_long_ends_and_says_so(spoiled: Cluster, vhost_url: str, database_kind: str) -> None:
+    command = Command(spoiled.primary, "--timeout", "2")
+    meddle(spoiled, vhost_url, lambda _channel, _queue, _body: None, lambda: not command.is_alive())
+    command.join()
+    assert command.done is not None
+    assert command.done.returncode == 1
+    document = json.loads(command.done.stdout)
+    assert document["phase"] == "failed"
+    assert "longer than 2 s" in document["reason"]
+    wait_told(lambda: all(node.status()["state"] != "paused" for node in spoiled.secondaries), lambda: told(spoiled))
 
 
 @mostly("sqlite")

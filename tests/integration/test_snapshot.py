@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from common.catalog import listed_tables
 from common.changes import SEPARATOR, Frame, Kind, keys_of
 from common.database import Database
-from common.dialects.base import Bucket
+from common.digests import Bucket
 from common.errors import NotApplicable, Unavailable
 from common.schema import ListedTable
 from common.settings import DatabaseSettings
