@@ -168,3 +168,8 @@ def values_of(row: str) -> list[Any]:
 def without_old_key(row: str, key_columns: int) -> str:
     """The new row of a `rekey` row; raises ValueError as `values_of`."""
     return orjson.dumps(values_of(row)[key_columns:]).decode()
+
+
+def printable(text: str) -> str:
+    """With escapes for what is no character: bytes that were no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()

@@ -191,7 +191,7 @@ class Applier:
     def resume(self, connection: Connection, over: Over) -> None:
         """The session is over that had paused the log: go on from where the database now stands."""
         self.paused = False
-        before = self._position
+        before, needs = self._position, self._needs
         if over.installed:
             self._head = (1, 0)  # of another history, perhaps
         self.load(connection)
@@ -201,8 +201,8 @@ class Applier:
             self._progress = time.monotonic()
             # What the queue still holds of what the session made needless is no attack.
             self._catching_up_until = max(self._catching_up_until, self._position.sequence, before.sequence)
-        elif over.missed is not None:
-            self._give_up(connection, over.missed)
+        elif needs is not None or over.missed is not None:
+            self._give_up(connection, needs or over.missed or "")
         nodestate.save(connection, **self._state_now())
         connection.commit()
 

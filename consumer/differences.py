@@ -6,7 +6,7 @@ from typing import Final
 
 import zstandard
 
-from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
+from common.changes import SEPARATOR, Frame, Key, Kind, keys_of, printable
 from common.digests import Bucket
 from common.session import Rows, TableCompared, TableShape
 
@@ -58,11 +58,11 @@ class Packed:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.count = len(texts)
-        self._packed = zstandard.compress(SEPARATOR.join(texts).encode(), 1) if texts else b""
+        self._packed = zstandard.compress(SEPARATOR.join(texts).encode(errors="surrogatepass"), 1) if texts else b""
 
     def text(self) -> str:
         """All of them, joined as the rows of a frame."""
-        return zstandard.decompress(self._packed).decode() if self._packed else ""
+        return zstandard.decompress(self._packed).decode(errors="surrogatepass") if self._packed else ""
 
     def texts(self) -> list[str]:
         """Each by itself."""
@@ -123,7 +123,7 @@ class Tally:
         for text in texts:
             if len(told) >= KEYS_TOLD:
                 return
-            told.append(text)
+            told.append(printable(text))
 
     def compared(self, table: str) -> TableCompared:
         """As it is reported."""

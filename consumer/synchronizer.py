@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from common.broker import ConsumeLink, Delivery
+from common.changes import printable
 from common.database import Database
 from common.errors import MessageRefused, StsyncError
 from common.freshness import Freshness
@@ -199,8 +200,8 @@ class Synchronizer:
         try:
             for answer in work():
                 self._answers.say(answer)
-        except (StsyncError, OSError) as exc:
-            self._fail(str(exc))
+        except (StsyncError, OSError, UnicodeError) as exc:
+            self._fail(printable(str(exc)))
             return
         if session is not None and session.done is not None:
             if session.mode is not Mode.SYNC:

@@ -17,7 +17,7 @@ from common import sessions
 from common.changes import SEPARATOR, Position
 from common.database import Database
 from common.digests import Bucket, whole
-from common.errors import StsyncError
+from common.errors import NotApplicable, StsyncError
 from common.schema import Listed, parents_first
 from common.session import (
     Answer,
@@ -32,7 +32,6 @@ from common.session import (
     Phase,
     Result,
     Rows,
-    Said,
     TableShape,
     buckets_for,
     places_in,
@@ -155,24 +154,28 @@ class Leader:
         """All that follows the first word. Raises what `tick` raises; every member then has ended, or is told to."""
         self._outlet = outlet
         try:
-            self._own = [
-                self._database.dialect.buckets(snapshot, self._listed[shape.name], shape.names, shape.buckets)
-                for shape in self._shapes
-            ]
-            self._until_ready(begin_again)
-            self._go(Phase.MANIFEST)
-            outlet.say(Manifest(tuple(whole(buckets.values()) for buckets in self._own)))
-            self._until(lambda member: member.differ is not None)
-            self._go(Phase.CHUNKS)
-            self._say_buckets()
-            self._send_differences(snapshot)
-            outlet.say(End())
-            self._go(Phase.INSTALLING)
-            self._until(lambda _member: False)
-            self._go(Phase.RESUMED)
+            with self._database.guard():
+                self._lead(snapshot, begin_again)
         except (StsyncError, OSError) as exc:
             self._part_with(str(exc))
             raise
+
+    def _lead(self, snapshot: Connection, begin_again: Callable[[Sequence[str]], None]) -> None:
+        self._own = [
+            self._database.dialect.buckets(snapshot, self._listed[shape.name], shape.names, shape.buckets)
+            for shape in self._shapes
+        ]
+        self._until_ready(begin_again)
+        self._go(Phase.MANIFEST)
+        self._outlet.say(Manifest(tuple(whole(buckets.values()) for buckets in self._own)))
+        self._until(lambda member: member.differ is not None)
+        self._go(Phase.CHUNKS)
+        self._say_buckets()
+        self._send_differences(snapshot)
+        self._outlet.say(End())
+        self._go(Phase.INSTALLING)
+        self._until(lambda _member: False)
+        self._go(Phase.RESUMED)
 
     def wait(self) -> None:
         """Listen to the members for a moment."""
@@ -223,8 +226,14 @@ class Leader:
         for member in active(self.members.values()):
             member.end(Done(Result.FAILED, reason))
 
-    def _say(self, said: Said, to: Iterable[Member]) -> None:
-        size = self._outlet.say(said)
+    def _say(self, said: Buckets | Rows | Chunk, to: Iterable[Member]) -> None:
+        try:
+            size = self._outlet.say(said)
+        except UnicodeEncodeError as exc:
+            raise NotApplicable(
+                f"table {self._shapes[said.table].name} holds a text that is not valid UTF-8 and cannot be synchronized; correct it "
+                "in the table on the primary"
+            ) from exc
         for member in to:
             member.bytes_sent += size
             member.chunks_sent += isinstance(said, Chunk)

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from common.bookkeeping import rejected
-from common.changes import SEPARATOR, Kind
+from common.changes import SEPARATOR, Kind, printable
 from common.dialects import dialect_for
 from common.dialects.base import Dialect, Run, columns_json, raw_cursor
 from common.dialects.script import Script
@@ -218,11 +218,6 @@ def runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]):
         members = [one for _, one in group]
         yield members[0], members[-1]
-
-
-def printable(text: str) -> str:
-    """With escapes for what is no character: bytes that were no UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def reject(connection: Connection, rows: Sequence[tuple[Row, str]]) -> None:

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from common import nodestate
-from common.changes import MAX_NAME, SEPARATOR, Kind, Position
+from common.changes import MAX_NAME, SEPARATOR, Kind, Position, printable
 from common.database import Database
 from common.dialects.base import UNCHECKED
 from common.dialects.script import Script
@@ -259,7 +259,7 @@ class Relay:
             )
             return composer.add(Head(table, kind, columns, self._key(table), loose=True), count, rows)
         except (NotApplicable, ValueError, msgspec.MsgspecError) as exc:  # the latter two of what no trigger writes
-            unfit.append((row, outbox.printable(str(exc))))
+            unfit.append((row, printable(str(exc))))
             return []
 
     def _key(self, table_name: str) -> int:

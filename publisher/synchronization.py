@@ -16,7 +16,7 @@ from common.bookkeeping import reports
 from common.broker import PublishLink
 from common.changes import Position
 from common.database import Database
-from common.errors import Refused, Unavailable
+from common.errors import NotApplicable, Refused, Unavailable
 from common.live_lists import LiveLists
 from common.nodestate import State
 from common.session import Done, Mode, Phase, Result, new_id
@@ -155,6 +155,8 @@ class Synchronization:
             phase, reason = Phase.FAILED, str(exc)
         except OSError as exc:
             phase, reason = Phase.FAILED, f"this node's disk: {exc.strerror}"
+        except NotApplicable as exc:
+            phase, reason = Phase.FAILED, str(exc)
         except Unavailable as exc:
             phase, reason = Phase.FAILED, str(exc)
             keeper.end(reason)

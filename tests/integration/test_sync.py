@@ -231,3 +231,25 @@ def writing(node: Node, pace_s: float = 0.005) -> Iterator[list[int]]:
         stop.set()
         thread.join()
     assert not errors
+
+
+def test_a_text_that_is_none_is_told_and_ends_nothing_else(new_cluster: MakeCluster) -> None:
+    """SQLite takes any bytes for a text (TRAPS 30)."""
+    cluster = new_cluster("sqlite")
+    cluster.start()
+    fill(cluster, 10)
+    cluster.primary.execute("UPDATE account SET note = CAST(X'61ff62' AS TEXT) WHERE id = 3")
+    code, document = run(cluster.primary, "sync")
+    assert code == 1
+    assert document["phase"] == "failed"
+    assert "table account" in document["reason"]
+    assert "UTF-8" in document["reason"]
+    cluster.primary.execute("UPDATE account SET note = 'text again' WHERE id = 3")
+    assert run(cluster.primary, "sync")[0] == 0
+    cluster.wait_equal()
+    cluster.nodes["st2"].execute("INSERT INTO param (name, node, val) VALUES (CAST(X'61ff62' AS TEXT), 'n', 'v')")
+    code, document = run(cluster.primary, "verify")
+    assert (code, of(document, "st2")["tables"][0]["rows_extra"]) == (1, 1)
+    code, document = run(cluster.primary, "sync")
+    assert code in (0, 1), document
+    assert all(node.process is not None and node.process.poll() is None for node in cluster.nodes.values())
