@@ -24,6 +24,12 @@ class Column:
     nullable: bool = False  # part of the key, and may be NULL all the same (SQLite)
     equality: Equality = "exact"
     collation: str = ""  # where `type` does not tell it and it is not the database's own
+    declared: str = ""  # the type as it was declared, with its length, where `type` does not tell that
+
+    @property
+    def shape(self) -> str:
+        """All that two nodes' columns of this name must have in common."""
+        return (self.declared or self.type) + (f" COLLATE {self.collation}" if self.collation else "")
 
 
 @dataclass(frozen=True)

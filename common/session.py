@@ -227,11 +227,12 @@ class TableCompared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Done(_Said, frozen=True, tag="done"):
-    """How it ended on a node: what was compared or written, of tables in which anything was."""
+    """How it ended on a node: what was compared or written, of tables in which anything was; how many rows it received."""
 
     result: Result
     reason: Words | None
     tables: tuple[TableCompared, ...] = ()
+    rows: Natural = 0
     seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
 
 

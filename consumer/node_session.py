@@ -64,7 +64,7 @@ def unlike(begin: Begin, listed: Listed, node: str) -> str | None:
 def _unlike(shape: TableShape, table: ListedTable | None) -> str | None:
     if table is None:
         return f"table {shape.name} does not exist here, or is not in this node's sync_tables.conf"
-    here = {column.name: column.type for column in table.columns}
+    here = {column.name: column.shape for column in table.columns}
     for column in shape.columns:
         if column.name not in here:
             return f"table {shape.name} has no column {column.name} here"
@@ -272,7 +272,7 @@ class NodeSession:
             if self._tallies[place].rows
         )
         if self.mode is not Mode.SYNC:
-            self.done = Done(Result.DONE, None, compared, self.seconds)
+            self.done = Done(Result.DONE, None, compared, self.rows, self.seconds)
             return
         self._leave_snapshot()
         if self._begin.careful:
@@ -284,7 +284,7 @@ class NodeSession:
             for name, one in sorted(written.items())
             if any(vars(one).values())
         )
-        self.done = Done(Result.DONE, None, tables, self.seconds)
+        self.done = Done(Result.DONE, None, tables, self.rows, self.seconds)
 
     def _refuse_to_lose(self, compared: Iterable[TableCompared]) -> None:
         """Where nobody has ever said that the primary is right and this node is not, what stands here only is not taken from it."""

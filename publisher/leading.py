@@ -126,7 +126,7 @@ class Leader:
         self._shapes = tuple(
             TableShape(
                 name,
-                tuple(ColumnShape(column.name, column.type) for column in table.columns),
+                tuple(ColumnShape(column.name, column.shape) for column in table.columns),
                 len(table.key),
                 buckets_for(dialect.count(connection, table)),
                 table.where,

@@ -70,6 +70,7 @@ class Member:
         """How it ended there; the first word counts."""
         if self.done is None:
             self.done = done
+            self.rows = max(self.rows, done.rows)
             self.phase = Phase.RESUMED if done.result is Result.DONE else Phase.FAILED
             self.seconds = time.monotonic() - self.began
 

@@ -125,7 +125,7 @@ SELECT a.attrelid, a.attname, quote_ident(n.nspname) || '.' || quote_ident(t.typ
          'text,oid,bpchar,varchar,date,time,timestamp,timestamptz,uuid,inet,cidr,macaddr,macaddr8}'::regtype[]::oid[]))
          AND COALESCE(l.collisdeterministic, true) THEN 'exact'
         WHEN t.typname = 'citext' THEN 'folded' ELSE 'unknown' END,
-       COALESCE(NULLIF(l.collname, 'default'), '')
+       COALESCE(NULLIF(l.collname, 'default'), ''), format_type(a.atttypid, a.atttypmod)
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid LEFT JOIN pg_collation l ON l.oid = a.attcollation
  JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped

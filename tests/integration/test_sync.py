@@ -175,6 +175,8 @@ def test_it_is_refused_where_it_cannot_be_served(cluster: Cluster) -> None:
 def test_another_schema_on_one_node_is_told_and_the_others_complete(new_cluster: MakeCluster, database_kind: str) -> None:
     cluster = new_cluster(database_kind)
     cluster.nodes["st3"].execute("ALTER TABLE account ADD COLUMN more VARCHAR(5)")
+    if database_kind == "postgresql":
+        cluster.nodes["st3"].execute("ALTER TABLE unit ALTER COLUMN name TYPE VARCHAR(70)")
     cluster.nodes["st3"].command("install")
     cluster.start()
     cluster.primary.execute("INSERT INTO unit (id, name) VALUES (1, 'one')")
@@ -186,6 +188,10 @@ def test_another_schema_on_one_node_is_told_and_the_others_complete(new_cluster:
     assert refused["result"] == "refused"
     assert "account" in refused["reason"]
     assert "more" in refused["reason"]
+    if database_kind == "postgresql":
+        assert (
+            "unit: column name is character varying(70) here and character varying(80) on the primary" in refused["reason"]
+        )
     assert cluster.nodes["st2"].rows("SELECT id FROM unit") == [(1,)]
 
 
@@ -253,3 +259,68 @@ def test_a_text_that_is_none_is_told_and_ends_nothing_else(new_cluster: MakeClus
     code, document = run(cluster.primary, "sync")
     assert code in (0, 1), document
     assert all(node.process is not None and node.process.poll() is None for node in cluster.nodes.values())
+
+
+def test_a_reader_sees_the_old_configuration_or_the_new_one_and_waits_for_neither(cluster: Cluster) -> None:
+    """DESIGN §8, step 5. On SQLite, too, in WAL."""
+    fill(cluster)
+    st2 = cluster.nodes["st2"]
+    cluster.primary.execute(
+        "UPDATE account SET note = 'new'", "UPDATE login SET digest = 'new'", "UPDATE unit SET parent = 2 WHERE id > 10"
+    )
+    cluster.wait_equal()
+    st2.execute("UPDATE account SET note = 'old'", "UPDATE login SET digest = 'old'")
+    st2.execute("DELETE FROM stsync_outbox")
+    seen: set[tuple[str, ...]] = set()
+    slowest = 0.0
+    stop = threading.Event()
+
+    def read() -> None:
+        nonlocal slowest
+        while not stop.is_set():
+            begun = time.monotonic()
+            found = st2.rows("SELECT 'note', note FROM account UNION SELECT 'digest', digest FROM login")  # one snapshot
+            slowest = max(slowest, time.monotonic() - begun)
+            seen.add(tuple(sorted({value for _, value in found})))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        wait_for(lambda: seen, "a first look")
+        code, document = run(cluster.primary, "sync")
+        wait_for(lambda: ("new",) in seen, "what is new")
+    finally:
+        stop.set()
+        reader.join()
+    assert code == 0, document
+    assert seen == {("old",), ("new",)}
+    assert slowest < 2.0
+
+
+def test_full_sends_every_row_and_comes_to_the_same(cluster: Cluster) -> None:
+    fill(cluster, 100)
+    cluster.nodes["st2"].execute("DELETE FROM login", "UPDATE account SET last_login = 'here'")
+    code, document = run(cluster.primary, "sync", "--full")
+    assert code == 0, document
+    assert of(document, "st3")["rows_received"] == 20 + 100 + 50 + 1
+    assert cluster.differences() == []
+    assert cluster.nodes["st2"].rows("SELECT DISTINCT last_login FROM account") == [("here",)]
+
+
+def test_of_two_who_ask_at_once_one_is_refused(cluster: Cluster) -> None:
+    fill(cluster, 100)
+    done = []
+    threads = [threading.Thread(target=lambda: done.append(cluster.primary.command("sync", "--json"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    codes = sorted(one.returncode for one in done)
+    assert codes[0] == 0
+    assert set(codes) <= {0, 3}
+    for one in done:
+        assert one.returncode == 0 or "another session runs" in one.stderr
+    overlapping = cluster.primary.rows(
+        "SELECT count(*) FROM stsync_sessions a JOIN stsync_sessions b ON a.id < b.id AND a.ended_ms > b.began_ms"
+    )
+    assert overlapping == [(0,)]
