@@ -34,6 +34,7 @@ MOST_BUCKETS: Final = 1 << 20
 _NO_NUL: Final = r"^[^\x00]*$"
 TableName = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=_NO_NUL)]
 Words = Annotated[str, msgspec.Meta(max_length=MAX_SENTENCE, pattern=_NO_NUL)]
+Definition = Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=_NO_NUL)]
 Place = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 
 
@@ -79,7 +80,7 @@ class ColumnShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array
     """A synchronized column: its name, and the engine's own name of its type."""
 
     name: TableName
-    type: Words
+    type: Definition
 
 
 class TableShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +90,7 @@ class TableShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     columns: Annotated[tuple[ColumnShape, ...], msgspec.Meta(max_length=32_767)]
     key: Annotated[int, msgspec.Meta(ge=1, le=32_767)]
     buckets: Annotated[int, msgspec.Meta(ge=1, le=MOST_BUCKETS)]
-    where: Words | None = None
+    where: Definition | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ def missed(name: str, history: Sequence[Request]) -> str | None:
 
 
 def last_missed(name: str, history: Sequence[Request]) -> Request | None:
-    """The last full synchronization that a node was to take part in, if it was not done there."""
+    """The last full synchronization that a node was to take part in, if it was not done there; none that somebody called off."""
     for one in history:
         found = _node(one, name)
-        if one.mode is Mode.SYNC and one.phase.over and found is not None:
+        if one.mode is Mode.SYNC and one.phase.over and not one.cancelled and found is not None:
             return None if found.get("result") == Result.DONE else one
     return None
 

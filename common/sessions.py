@@ -103,7 +103,7 @@ def newest_open(connection: Connection) -> Request | None:
     return None if row is None else _request(row)
 
 
-def latest(connection: Connection, limit: int = 50) -> list[Request]:
+def latest(connection: Connection, limit: int = _KEPT) -> list[Request]:
     """The newest sessions, the newest first."""
     rows = connection.execute(select(sessions).order_by(sessions.c.id.desc()).limit(limit)).mappings()
     return [_request(row) for row in rows]

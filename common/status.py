@@ -101,6 +101,8 @@ def _primary(
     unsent = waits or state.published < state.position.sequence
     trouble = troubles.first(found, "relay", "sender", "broker_publish") if unsent else None
     heard = {row.name: row for row in connection.execute(select(reports))}
+    if state.reason:
+        warnings.append(state.reason)
     history, now = sessions.latest(connection), nodestate.now_ms()
     others = [name for name in settings.cluster.names if name != state.name]
     nodes = tuple(_compared(_reported(name, heard.get(name), state, settings, running, trouble), history) for name in others)

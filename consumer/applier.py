@@ -190,7 +190,6 @@ class Applier:
 
     def resume(self, connection: Connection, over: Over) -> None:
         """The session is over that had paused the log: go on from where the database now stands."""
-        self.paused = False
         before, needs = self._position, self._needs
         if over.installed:
             self._head = (1, 0)  # of another history, perhaps
@@ -201,10 +200,15 @@ class Applier:
             self._progress = time.monotonic()
             # What the queue still holds of what the session made needless is no attack.
             self._catching_up_until = max(self._catching_up_until, self._position.sequence, before.sequence)
-        elif needs is not None or over.missed is not None:
-            self._give_up(connection, needs or over.missed or "")
+        elif needs is not None:
+            self._needs = None
+            self._give_up(connection, needs)
+        elif over.differs:  # it follows the log all the same
+            self._proven = False
+            nodestate.save(connection, proven_ms=None)
         nodestate.save(connection, **self._state_now())
         connection.commit()
+        self.paused = False
 
     def proved(self, equal: bool) -> None:
         """A verification has compared this node with the primary; what it found is written down already."""
@@ -219,7 +223,8 @@ class Applier:
             return False
         self._session_number = begun.begin.number
         if begun.begin.mode is Mode.SYNC:
-            nodestate.save(connection, session_number=begun.begin.number, state=State.PAUSED, reason=_PAUSED)
+            state = {} if self._needs else {"state": State.PAUSED, "reason": _PAUSED}
+            nodestate.save(connection, session_number=begun.begin.number, **state)
             connection.commit()
             self.paused = True
             self._sessions.begin(begun)

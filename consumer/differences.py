@@ -10,7 +10,8 @@ from common.changes import SEPARATOR, Frame, Key, Kind, keys_of, printable
 from common.digests import Bucket
 from common.session import Rows, TableCompared, TableShape
 
-KEYS_TOLD: Final = 100  # of each sort, a table
+KEYS_TOLD: Final = 20  # of each sort, a table
+_KEY_CHARACTERS: Final = 200
 
 
 def differing(own: Mapping[int, Bucket], first: int, width: int, digests: bytes) -> list[int]:
@@ -123,7 +124,7 @@ class Tally:
         for text in texts:
             if len(told) >= KEYS_TOLD:
                 return
-            told.append(printable(text))
+            told.append(printable(text[:_KEY_CHARACTERS]))
 
     def compared(self, table: str) -> TableCompared:
         """As it is reported."""

@@ -19,7 +19,7 @@ class Inlet:
     def take(self, number: int, said: Said) -> list[tuple[int, Said]]:
         """What follows now, with this message, each with its number; nothing where it came before, or something before it did not."""
         self.announced = max(self.announced, number)
-        if number > self.received and len(self._held) < _HELD:
+        if number == self.received + 1 or (number > self.received and len(self._held) < _HELD):
             self._held[number] = said
         found = []
         while (one := self._held.pop(self.received + 1, None)) is not None:

@@ -36,6 +36,8 @@ def run(
         with database.guard():
             dialect.references(connection, enforced=not dialect.unenforced)
             dialect.enter_replay(connection, deferred=True)
+            if dialect.bounded_waits:
+                connection.exec_driver_sql(dialect.bounded_waits)
             found = install(dialect, connection, differences, listed)
             finish()
             dialect.leave_replay(connection)

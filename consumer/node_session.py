@@ -109,6 +109,7 @@ class NodeSession:
         self.rows = 0
         self.done: Done | None = None
         self.installed = False
+        self.heard = False  # anything but its beginning
         self._began = time.monotonic()
         self._snapshot = snapshot
         self._edits: list[int] = []

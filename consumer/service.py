@@ -21,7 +21,7 @@ from consumer.answers import Answers
 from consumer.applier import Applier
 from consumer.reporter import Reporter
 from consumer.standing import Standing
-from consumer.synchronizer import Synchronizer
+from consumer.synchronizer import Over, Synchronizer
 
 _AT_ONCE = 1000
 _COMES_AGAIN_S = 5.0  # what could not be applied is delivered once more well before
@@ -46,6 +46,7 @@ class SecondaryService:
         self._watch = CaptureWatch(runtime.database, settings)
         self._arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._forgotten = 0
+        self._over: Over | None = None
         self._stirred = 0.0  # when something arrived or went, or the applier began
         self._publish = PublishLink(
             settings.broker,
@@ -180,12 +181,13 @@ class SecondaryService:
 
     def _wait_for_session(self, connection: Connection) -> None:
         """The log rests here until the session is over, whatever becomes of it."""
-        over = self._synchronizer.over()
-        if over is None:
+        self._over = self._over or self._synchronizer.over()
+        if self._over is None:
             self._runtime.stop.wait(0.02)
             self._troubles.over("applier")
             return
-        self._applier.resume(connection, over)
+        self._applier.resume(connection, self._over)
+        self._over = None
         self._consume.resume()
         self._stirred = time.monotonic()
         self._reporter.changed()
@@ -194,7 +196,8 @@ class SecondaryService:
         """What a verification found, of this node as it was a moment ago."""
         with self._runtime.database.connect() as connection:
             once = {"equal_once": 1} if equal else {}
-            nodestate.save(connection, proven_ms=nodestate.now_ms() if equal else None, **once)
+            if not equal or self._applier.standing().needs_full_sync is None:
+                nodestate.save(connection, proven_ms=nodestate.now_ms() if equal else None, **once)
             connection.commit()
         self._applier.proved(equal)
 

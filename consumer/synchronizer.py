@@ -23,11 +23,12 @@ from common.live_lists import LiveLists
 from common.session import Alive, Answer, Begin, Cancel, Done, Mode, Phase, Progress, Ready, Result, parse_said
 from common.settings import Settings
 from common.stop import Stop
-from common.wire import MessageKind, Reader, Verified
+from common.wire import MAX_SENTENCE, MessageKind, Reader, Verified
 from consumer.answers import Answers
 from consumer.node_session import NodeSession, unlike
 
 _TICK_S = 1.0
+_FIRST_WORD_S = 15.0  # the primary says each second that a session goes on; else it was over before it began here
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Over:
-    """How a session ended that had paused the log here; `missed`: why this node is known not to be equal to the primary."""
+    """How a session ended that had paused the log here; `differs`: this node is known not to be equal to the primary."""
 
     installed: bool
-    missed: str | None = None
+    differs: bool = False
 
 
 class Synchronizer:
@@ -108,7 +109,7 @@ class Synchronizer:
     def refuse(self, begun: Begun, sequence: int, why: str, *, again: bool) -> None:
         """Say that this node takes no part, and why."""
         self._answers.open(begun.id, begun.epoch)
-        self._answers.say(Ready(sequence, why, again))
+        self._answers.say(Ready(sequence, told(why), again))
 
     def loop(self, stop: Stop, link: ConsumeLink) -> None:
         """Serve sessions until stop; another thread tells how far they are, for comparing and installing take their time."""
@@ -150,7 +151,7 @@ class Synchronizer:
         self._log.info("session_began", mode=str(begun.begin.mode), sequence=begun.begin.sequence)
         why = unlike(begun.begin, here.tables, self._settings.node.name)
         if why is not None:
-            self._answers.say(Ready(begun.begin.sequence, why))
+            self._answers.say(Ready(begun.begin.sequence, told(why)))
             self._end(Over(installed=False))
             return
         self._answers.say(Ready(begun.begin.sequence))
@@ -167,6 +168,8 @@ class Synchronizer:
             self._refused(exc)
             return
         self._heard = time.monotonic()
+        if session is not None:
+            session.heard = True
         if isinstance(said, Alive):
             self._answers.heard(said.heard.get(self._settings.node.name, 0))
             if session is not None:
@@ -201,12 +204,13 @@ class Synchronizer:
             for answer in work():
                 self._answers.say(answer)
         except (StsyncError, OSError, UnicodeError) as exc:
-            self._fail(printable(str(exc)))
+            self._fail(str(exc))
             return
+        self._heard = time.monotonic()  # what came meanwhile is still to be read
         if session is not None and session.done is not None:
+            self._answers.say(session.done)
             if session.mode is not Mode.SYNC:
                 self._verified(not session.differs)
-            self._answers.say(session.done)
             self._log.info("session_ended", mode=str(session.mode), result=str(session.done.result))
             self._end(Over(installed=session.installed))
 
@@ -214,10 +218,10 @@ class Synchronizer:
         session = self._session
         if session is None:
             return
+        reason = told(reason)
         self._log.warning("session_failed", reason=reason)
         self._answers.say(Done(Result.FAILED, reason, seconds=session.seconds))
-        missed = f"a full synchronization did not come to its end here: {reason}" if session.differs else None
-        self._end(Over(installed=False, missed=missed))
+        self._end(Over(installed=False, differs=session.differs))
 
     def _end(self, over: Over) -> None:
         session, self._session = self._session, None
@@ -232,9 +236,14 @@ class Synchronizer:
         session, now = self._session, time.monotonic()
         if session is None:
             return
-        silent_s = now - self._heard
-        if silent_s > self._settings.sessions.silent_s:
+        silent_s, limit_s = now - self._heard, self._settings.sessions.silent_s
+        if silent_s > (limit_s if session.heard else min(limit_s, _FIRST_WORD_S)):
             self._fail(f"nothing was heard of the session for {silent_s:.0f} s")
         elif session.inlet.missing is not None and now - self._asked_again > _TICK_S:
             self._asked_again = now
             self._answers.tell(Progress(session.phase, session.inlet.received, session.rows, again=session.inlet.missing))
+
+
+def told(reason: str) -> str:
+    """A reason as a message can hold it."""
+    return printable(reason).replace("\0", "")[:MAX_SENTENCE]

@@ -2,8 +2,8 @@
 
 1. A node that says that it needs a full synchronization gets one of its own; the others are not touched. So does one that was left
    out of the last one, or failed in it, once it is heard again.
-2. Not where the node has more of the log than the primary: then the primary's database is the older one, and only a person can say
-   which of the two is right.
+2. None at all once a node was heard that has more of the log than the primary: then the primary's database is the older one, and
+   only a person can say which of the two is right, by a full synchronization (`outdated`).
 3. A node that was never seen to be equal, and that no person has asked to synchronize, gets one that adds rows only
    (Begin.careful).
 4. After each that did not help for good there is a pause, twice as long as the one before; from the third on it is an alarm.
@@ -48,11 +48,14 @@ def wanted(
     head: int,
     offline_after_s: float,
     settings: SessionSettings,
+    outdated: bool,
     began_ms: int,
     now_ms: int,
 ) -> Wanted | None:
     """What to begin now, if anything; `history`: the newest sessions, the newest first; `began_ms`: when this service did."""
     heard = {name: one for name, one in known.items() if one.silent_s <= offline_after_s}
+    if outdated:
+        return None
     for name, one in sorted(heard.items()):
         cause = _cause(name, one, history, head, settings)
         if cause is not None and _rested(name, history, settings, now_ms):

@@ -40,7 +40,7 @@ from common.sessions import Request
 from publisher.members import Member, active
 from publisher.outlet import Outlet
 
-_PART_ROWS = 10_000
+_PART_ROWS, _MOST_PART_ROWS = 10_000, 60_000
 _PARTS_AHEAD = 4
 _SLICE_BUCKETS = 16_384
 _PIECE = 1 << 20
@@ -178,9 +178,12 @@ class Leader:
         self._go(Phase.RESUMED)
 
     def wait(self) -> None:
-        """Listen to the members for a moment."""
+        """Listen to the members, for a moment where they say nothing."""
+        self._listen(_LISTEN_S)
+
+    def _listen(self, seconds: float) -> None:
         try:
-            self._take(self._heard.get(timeout=_LISTEN_S))
+            self._take(self._heard.get(timeout=seconds) if seconds else self._heard.get_nowait())
             while True:
                 self._take(self._heard.get_nowait())
         except queue.Empty:
@@ -198,7 +201,7 @@ class Leader:
 
     def _go(self, phase: Phase) -> None:
         self.phase = phase
-        self._tick(phase)
+        self._listen(0.0)
 
     def _until(self, has_answered: Callable[[Member], bool]) -> None:
         """Wait until every member that still takes part has."""
@@ -224,7 +227,9 @@ class Leader:
             with suppress(queue.Empty):
                 self._take(self._heard.get(timeout=_LISTEN_S))
         for member in active(self.members.values()):
-            member.end(Done(Result.FAILED, reason))
+            installs = member.phase is Phase.INSTALLING
+            perhaps = "; it was installing, and may have come to its end: see `stsync verify`" if installs else ""
+            member.end(Done(Result.FAILED, reason + perhaps))
 
     def _say(self, said: Buckets | Rows | Chunk, to: Iterable[Member]) -> None:
         try:
@@ -296,6 +301,7 @@ class Leader:
         for group in self._groups(place, sorted(wanted)):
             asked = [member for member in telling if not wants[member.name].isdisjoint(group)]
             part = self._tell_part(snapshot, place, group, asked, takers)
+            self._listen(0.0)
             if self._mode is Mode.SYNC:
                 yield part
 
@@ -303,11 +309,13 @@ class Leader:
         """Buckets in portions whose rows a node compares at once."""
         group: list[int] = []
         rows = 0
+        # Each is a look through the whole table, on every node.
+        most = max(_PART_ROWS, min(_MOST_PART_ROWS, sum(one.rows for one in self._own[place].values()) // 8))
         for bucket in buckets:
             here = self._own[place].get(bucket)
             group.append(bucket)
             rows += here.rows if here is not None else 0
-            if rows >= _PART_ROWS:
+            if rows >= most:
                 yield tuple(group)
                 group, rows = [], 0
         if group:

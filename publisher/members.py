@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from common.session import Answer, Differ, Done, Lack, Mode, Phase, Progress, Ready, Result, TableCompared, Want
+
+_EARLY: Final = 100
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Member:
         if isinstance(answer, Progress):
             self._progress(answer)
             return
-        if number > self.heard and len(self._early) < 100:
+        if number == self.heard + 1 or (number > self.heard and len(self._early) < _EARLY):
             self._early[number] = answer
         while (one := self._early.pop(self.heard + 1, None)) is not None:
             self.heard += 1

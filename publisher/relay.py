@@ -94,13 +94,24 @@ class Relay:
         self._turn = threading.Lock()
         self._doubt = False  # what became of a cut is not known; the position has to be read again
 
+    def begin_at(self, position: Position) -> None:
+        """Where the log stands in the database, read anew."""
+        with self._turn:
+            self.position = position
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `cut` can be asked for."""
+        return self._connections is not None
+
     def close(self) -> None:
         """Give the connections back."""
-        if self._connections is not None:
-            for connection in self._connections:
-                connection.invalidate()  # it may be dead, and closing a dead one politely would fail
-                connection.close()
-            self._connections = None
+        with self._turn:
+            if self._connections is not None:
+                for connection in self._connections:
+                    connection.invalidate()  # it may be dead, and closing a dead one politely would fail
+                    connection.close()
+                self._connections = None
 
     def drain(self) -> Drained | None:
         """Sequence everything that is committed; None when the outbox is empty.

@@ -82,6 +82,11 @@ class Sender:
             self._between.append((sequence, tuple(posted)))
         self.pump()
 
+    def forget_between(self) -> None:
+        """What was to be published between batches, and is not yet, is not wanted any more."""
+        with self._state:
+            self._between.clear()
+
     def pump(self) -> None:
         """Publish as far as the link has room."""
         self._asked = True

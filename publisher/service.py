@@ -146,7 +146,7 @@ class PrimaryService:
         with self._database.connect(read_only=True) as connection:
             state = nodestate.read_installed(connection, self._settings)
             connection.rollback()
-        self._relay.position = state.position
+        self._relay.begin_at(state.position)
         self._lists.follow(state.installed_ms)
         self._sender.offer((), self._relay.position.sequence)
         with self._database.guard():

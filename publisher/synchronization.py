@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -88,36 +88,38 @@ class Synchronization:
 
     def loop(self, stop: Stop) -> None:
         """Serve requests until stop; raises Unavailable when the database is away."""
-        with self._database.connect() as connection:
+        with self._database.connect() as connection, self._database.connect(read_only=True) as reading:
             self._give_up_former(connection)
             healed = time.monotonic()
             while not stop.wait(_LOOK_S):
-                request = sessions.newest_open(connection)
-                connection.rollback()
+                request = sessions.newest_open(reading)
+                reading.rollback()
                 if request is not None:
-                    self._serve(connection, request, stop)
+                    self._serve(connection, reading, request, stop)
                 elif time.monotonic() - healed > _HEAL_S:
                     healed = time.monotonic()
-                    self._heal(connection)
+                    self._heal(connection, reading)
 
-    def _heal(self, connection: Connection) -> None:
+    def _heal(self, connection: Connection, reading: Connection) -> None:
         """Ask for what nodes need, or what it is time for."""
         now = nodestate.now_ms()
         known = {
             row.name: Known(State(row.state), row.sequence, bool(row.equal_once), (now - row.heard_ms) / 1000)
-            for row in connection.execute(select(reports))
+            for row in reading.execute(select(reports))
             if row.name in self._settings.cluster.names and row.name != self._settings.node.name
         }
+        outdated = self._outdated(connection, reading, known)
         found = healing.wanted(
             known,
-            sessions.latest(connection),
+            sessions.latest(reading),
             head=self._relay.position.sequence,
             offline_after_s=self._settings.intervals.offline_after_s,
             settings=self._settings.sessions,
+            outdated=outdated,
             began_ms=now - int((time.monotonic() - self._began) * 1000),
             now_ms=now,
         )
-        connection.rollback()
+        reading.rollback()
         if found is None:
             return
         with suppress(Refused):  # somebody else was quicker
@@ -129,6 +131,21 @@ class Synchronization:
                 timeout_s=self._settings.sessions.timeout_s,
             )
 
+    def _outdated(self, connection: Connection, reading: Connection, known: Mapping[str, Known]) -> bool:
+        """Whether a node has ever been heard that has more of the log than this primary, since a person has last synchronized all."""
+        state = nodestate.read(reading)
+        ahead = sorted(name for name, one in known.items() if one.sequence > self._relay.position.sequence)
+        if state is None or state.reason is not None or not ahead:
+            return state is not None and state.reason is not None
+        reason = (
+            f"{', '.join(ahead)} had more of the log than this primary, whose database may be an older one (restored from a backup?); "
+            "nothing is synchronized by itself until somebody has run `stsync sync` here, or has made another node the primary"
+        )
+        nodestate.save(connection, reason=reason)
+        connection.commit()
+        self._log.error("primary_outdated", reason=reason)
+        return True
+
     def _give_up_former(self, connection: Connection) -> None:
         """What an earlier process led ended with it; what was only asked for waits still."""
         while (former := sessions.newest_open(connection)) is not None and former.phase is not Phase.REQUESTED:
@@ -136,8 +153,8 @@ class Synchronization:
             sessions.save(connection, former.id, phase=Phase.FAILED, reason=reason, ended_ms=nodestate.now_ms())
         connection.rollback()
 
-    def _serve(self, connection: Connection, request: Request, stop: Stop) -> None:
-        keeper = _Keeper(connection, self._settings, request, stop)
+    def _serve(self, connection: Connection, reading: Connection, request: Request, stop: Stop) -> None:
+        keeper = _Keeper(connection, reading, self._settings, request, stop)
         names = request.nodes or [name for name in self._settings.cluster.names if name != self._settings.node.name]
         now = time.monotonic()
         keeper.members = {name: Member(name, now) for name in names}
@@ -166,6 +183,9 @@ class Synchronization:
             raise
         keeper.end(reason or keeper.passed)
         keeper.finish(connection, phase, reason)
+        if request.mode is Mode.SYNC and request.cause == sessions.OPERATOR and phase is Phase.RESUMED:
+            nodestate.save(connection, reason=None)
+            connection.commit()
         results = {name: str(member.done.result) for name, member in keeper.members.items() if member.done}
         self._log.info("session_ended", mode=str(request.mode), phase=str(phase), reason=reason, results=results)
 
@@ -173,6 +193,8 @@ class Synchronization:
         """Lead a session for those who have not had one; True where another attempt may serve some of them."""
         while keeper.silent() and time.monotonic() - self._began < self._settings.intervals.offline_after_s:
             keeper.pause(_LOOK_S)  # this service has just started, and so may theirs have
+        while not self._relay.has_begun:
+            keeper.pause(_LOOK_S)
         keeper.leave_out_silent()
         some = active(keeper.members.values())
         if not some:
@@ -238,6 +260,7 @@ class Synchronization:
             leader.lead(snapshot, outlet, begin_again)
         finally:
             over.set()
+            self._sender.forget_between()
             self._outlet = None
             if pulse.ident is not None:
                 pulse.join()
@@ -257,8 +280,11 @@ def _pulse(outlet: Outlet, leader: Leader, over: threading.Event) -> None:
 class _Keeper:
     """Keeps the request's row up to date, and says when the session has to end."""
 
-    def __init__(self, connection: Connection, settings: Settings, request: Request, stop: Stop) -> None:
+    def __init__(
+        self, connection: Connection, reading: Connection, settings: Settings, request: Request, stop: Stop
+    ) -> None:
         self.connection = connection
+        self._reading = reading  # on SQLite, whoever may write keeps all others from it
         self._settings = settings
         self._request = request
         self._stop = stop
@@ -281,8 +307,8 @@ class _Keeper:
             return
         self._saved_at = now
         self._save(phase)
-        found = sessions.read(self.connection, self._request.id)
-        self.connection.rollback()
+        found = sessions.read(self._reading, self._request.id)
+        self._reading.rollback()
         if found is None or found.cancelled:
             raise SessionEndedError("it was cancelled")
         self._leave_out_gone(now)
@@ -320,23 +346,30 @@ class _Keeper:
                 continue
             silent_s = self._silences()[member.name]
             if member.ready is None and silent_s is not None and silent_s < limit_s:
+                if self._others_wait(member):
+                    busy = "it is heard, but was not ready within {:.0f} s while others waited: it is busy, or its database is away"
+                    member.end(Done(Result.UNREACHABLE, busy.format(limit_s)))
                 continue  # it is busy with what stands before in its queue
             member.end(
                 Done(Result.UNREACHABLE, f"nothing was heard from it for {limit_s:.0f} s, in the phase {member.phase}")
             )
 
+    def _others_wait(self, late: Member) -> bool:
+        """Whether nodes are paused meanwhile, which is not to last."""
+        return any(member is not late and member.ready is not None for member in active(self.members.values()))
+
     def _goes_on(self, name: str, quiet_s: float) -> bool:
         """Whether a node that says nothing in a session that had paused it reports meanwhile that it is not paused."""
-        row = self.connection.execute(select(reports.c.state, reports.c.heard_ms).where(reports.c.name == name)).first()
-        self.connection.rollback()
+        row = self._reading.execute(select(reports.c.state, reports.c.heard_ms).where(reports.c.name == name)).first()
+        self._reading.rollback()
         newer = row is not None and nodestate.now_ms() - row.heard_ms < 1000 * (quiet_s - 1.0)
         pauses = self._request.mode is Mode.SYNC
         return pauses and row is not None and newer and row.state not in (State.PAUSED, State.SYNCHRONIZING)
 
     def _silences(self) -> dict[str, float | None]:
         now = nodestate.now_ms()
-        heard = {row.name: row.heard_ms for row in self.connection.execute(select(reports.c.name, reports.c.heard_ms))}
-        self.connection.rollback()
+        heard = {row.name: row.heard_ms for row in self._reading.execute(select(reports.c.name, reports.c.heard_ms))}
+        self._reading.rollback()
         return {name: (now - heard[name]) / 1000 if name in heard else None for name in self.members}
 
     def end(self, reason: str) -> None:

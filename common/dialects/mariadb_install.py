@@ -23,6 +23,7 @@ class MariadbInstalling:
     """See InstallingDialect."""
 
     unenforced = True
+    bounded_waits = ""
     overriding = ""
     drop_scratch = "DROP TEMPORARY TABLE IF EXISTS"
 

@@ -35,6 +35,7 @@ class PostgresqlInstalling:
     """See InstallingDialect."""
 
     unenforced = False
+    bounded_waits = "SET LOCAL lock_timeout = '20s'"  # as long as MariaDB's sessions wait
     overriding = " OVERRIDING SYSTEM VALUE"
     drop_scratch = ""
 

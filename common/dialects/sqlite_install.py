@@ -17,6 +17,7 @@ class SqliteInstalling:
     """See InstallingDialect."""
 
     unenforced = True
+    bounded_waits = ""
     overriding = ""
     drop_scratch = "DROP TABLE IF EXISTS temp."
 

@@ -135,10 +135,13 @@ def test_a_primary_that_is_behind_empties_nobody_by_itself(new_cluster: MakeClus
     wait_told(lambda: state_of(cluster, "st2")[0] == "needs_full_sync", lambda: told(cluster))
     assert "restored" in (state_of(cluster, "st2")[1] or "")
     time.sleep(3)
+    primary.execute(*(f"UPDATE account SET note = 'later {i}' WHERE id = 1" for i in range(5)))
     assert len(sessions_of(cluster.primary)) == known
+    assert any("had more of the log" in one for one in primary.status()["warnings"])
     assert cluster.primary.command("sync").returncode == 0
     wait_told(lambda: settled(cluster), lambda: told(cluster))
     cluster.wait_equal()
+    assert not any("had more of the log" in one for one in primary.status()["warnings"])
 
 
 def test_drift_is_found_and_repaired_by_itself(new_cluster: MakeCluster, database_kind: str) -> None:

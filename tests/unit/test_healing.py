@@ -1,5 +1,6 @@
 """Which sessions the primary begins by itself, and which never (TRAPS 12, DOMAIN §7)."""
 
+from dataclasses import replace
 from typing import Any
 
 from common import session_history, sessions
@@ -24,7 +25,12 @@ def past(
 
 
 def ask(
-    known: Known, *history: Request, head: int = 10, settings: SessionSettings = SETTINGS, began_s: float = 5
+    known: Known,
+    *history: Request,
+    head: int = 10,
+    settings: SessionSettings = SETTINGS,
+    began_s: float = 5,
+    outdated: bool = False,
 ) -> Wanted | None:
     return wanted(
         {"st2": known},
@@ -32,6 +38,7 @@ def ask(
         head=head,
         offline_after_s=10.0,
         settings=settings,
+        outdated=outdated,
         began_ms=NOW - int(began_s * 1000),
         now_ms=NOW,
     )
@@ -56,6 +63,8 @@ def test_who_needs_a_full_synchronization_gets_one_of_its_own() -> None:
 def test_a_primary_that_is_behind_takes_nothing_from_anybody() -> None:
     assert ask(Known(State.NEEDS_FULL_SYNC, 11, True, 1.0)) is None
     assert ask(Known(State.IN_SYNC, 11, False, 1.0)) is None
+    assert ask(NEEDS, outdated=True) is None
+    assert ask(NEW, outdated=True) is None
 
 
 def test_first_contact_is_careful_until_a_person_has_said_that_the_primary_is_right() -> None:
@@ -71,6 +80,7 @@ def test_who_missed_one_gets_it_once_it_is_heard() -> None:
     missed = past(Mode.SYNC, "unreachable", ago_s=100)
     assert ask(WELL, missed) == Wanted(Mode.SYNC, ("st2",), sessions.REJOIN)
     assert ask(WELL, past(Mode.SYNC, "done", ago_s=50, nodes=("st2",), cause=sessions.REJOIN), missed) is None
+    assert ask(WELL, replace(missed, cancelled=True)) is None  # somebody called it off
 
 
 def test_pauses_double_and_the_third_is_an_alarm() -> None:

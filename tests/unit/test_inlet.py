@@ -41,3 +41,10 @@ def test_what_comes_far_too_early_is_not_kept_without_bound() -> None:
         assert inlet.take(number, chunk(number)) == []
     assert len(inlet._held) <= 64
     assert inlet.missing == 1
+
+
+def test_a_full_house_does_not_keep_out_what_it_waits_for() -> None:
+    inlet = Inlet(received=1)
+    for number in range(3, 200):
+        inlet.take(number, chunk(number))
+    assert [number for number, _ in inlet.take(2, chunk(2))] == list(range(2, 67))
