@@ -298,8 +298,8 @@ certificate = "../pki/{name}.pem"
 authorities = ["../pki/ca.pem"]
 cluster_key = "../pki/cluster.key"
 cluster_certificate = "../pki/cluster.pem"
-{"" if "[sessions]" in more else QUIET}
 {more}
+{"" if "[sessions]" in more else QUIET}
 """
 
 

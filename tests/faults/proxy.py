@@ -38,6 +38,8 @@ class Proxy:
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
         self._over = True
         self._flows.set()
+        with suppress(OSError):  # a thread that waits in accept would take one more otherwise
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 

@@ -368,7 +368,7 @@ def test_a_secondary_that_hears_nothing_does_not_fill_its_log(new_cluster: MakeC
     node = cluster.nodes["st2"]
     node.start()
     ready = '"state": "ready", "reason": null, "event": "broker_'
-    wait_told(lambda: node.log.count(ready) == 2, lambda: node.log)
+    wait_told(lambda: node.log.count(ready) == 3, lambda: node.log)
     before = node.log
     until = time.monotonic() + 6
     wait_told(lambda: time.monotonic() > until, lambda: node.log, 20)
