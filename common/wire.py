@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 import zstandard
 
+from common.changes import printable
 from common.errors import MessageRefused, Misconfigured
 from common.trust.authorities import Authorities
 from common.trust.authorities import Verified as Certified
@@ -276,6 +277,11 @@ def parse_body(body: bytes, kind: type[Parsed]) -> Parsed:
 def encode_body(body: msgspec.Struct) -> bytes:
     """A control message's body."""
     return msgspec.msgpack.encode(body)
+
+
+def as_sentence(text: str) -> str:
+    """A text for a person as a message can hold it."""
+    return printable(text).replace("\0", "")[:MAX_SENTENCE]
 
 
 def _parse(data: bytes, kind: type[Parsed]) -> Parsed:

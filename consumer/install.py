@@ -87,10 +87,10 @@ def _install(
             found = Enforced(scratch, keys, listed).install(differences)
             dialect.settle(connection)
             return found
-    except NotApplicable:
-        pass
+    except NotApplicable:  # rolled back; the other way says it if this one's reason was none that it removes
+        may_uncheck = dialect.may_uncheck(connection)
     with scratch.savepoint():
-        if not dialect.may_uncheck(connection):
+        if not may_uncheck:
             return Lifting(scratch, keys, listed).install(differences)
         with dialect.unchecked(connection):
             return Unenforced(scratch, keys, listed).install(differences)

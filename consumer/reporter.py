@@ -9,7 +9,7 @@ from common.nodestate import iso
 from common.settings import IntervalSettings
 from common.stop import Stop
 from common.topology import Topology
-from common.wire import MAX_SENTENCE, CatchUp, MessageKind, Report, Writer, encode_body
+from common.wire import CatchUp, MessageKind, Report, Writer, as_sentence, encode_body
 from consumer.standing import Standing, describe
 
 _EXPIRES_S = 60.0
@@ -77,7 +77,7 @@ class Reporter:
                 quarantined=standing.quarantined,
                 lag_ms=standing.lag_ms,
                 last_full_sync=iso(standing.last_full_sync_ms),
-                reason=None if reason is None else reason.replace("\0", "")[:MAX_SENTENCE],
+                reason=None if reason is None else as_sentence(reason),
                 refused=dict(standing.refused),
                 proven=standing.proven,
                 equal_once=standing.equal_once,

@@ -15,7 +15,6 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from common.broker import ConsumeLink, Delivery
-from common.changes import printable
 from common.database import Database
 from common.errors import MessageRefused, StsyncError
 from common.freshness import Freshness
@@ -23,7 +22,7 @@ from common.live_lists import LiveLists
 from common.session import Alive, Answer, Begin, Cancel, Done, Mode, Phase, Progress, Ready, Result, parse_said
 from common.settings import Settings
 from common.stop import Stop
-from common.wire import MAX_SENTENCE, MessageKind, Reader, Verified
+from common.wire import MessageKind, Reader, Verified, as_sentence
 from consumer.answers import Answers
 from consumer.node_session import NodeSession, unlike
 
@@ -109,7 +108,7 @@ class Synchronizer:
     def refuse(self, begun: Begun, sequence: int, why: str, *, again: bool) -> None:
         """Say that this node takes no part, and why."""
         self._answers.open(begun.id, begun.epoch)
-        self._answers.say(Ready(sequence, told(why), again))
+        self._answers.say(Ready(sequence, as_sentence(why), again))
 
     def loop(self, stop: Stop, link: ConsumeLink) -> None:
         """Serve sessions until stop; another thread tells how far they are, for comparing and installing take their time."""
@@ -151,7 +150,7 @@ class Synchronizer:
         self._log.info("session_began", mode=str(begun.begin.mode), sequence=begun.begin.sequence)
         why = unlike(begun.begin, here.tables, self._settings.node.name)
         if why is not None:
-            self._answers.say(Ready(begun.begin.sequence, told(why)))
+            self._answers.say(Ready(begun.begin.sequence, as_sentence(why)))
             self._end(Over(installed=False))
             return
         self._answers.say(Ready(begun.begin.sequence))
@@ -218,7 +217,7 @@ class Synchronizer:
         session = self._session
         if session is None:
             return
-        reason = told(reason)
+        reason = as_sentence(reason)
         self._log.warning("session_failed", reason=reason)
         self._answers.say(Done(Result.FAILED, reason, seconds=session.seconds))
         self._end(Over(installed=False, differs=session.differs))
@@ -242,8 +241,3 @@ class Synchronizer:
         elif session.inlet.missing is not None and now - self._asked_again > _TICK_S:
             self._asked_again = now
             self._answers.tell(Progress(session.phase, session.inlet.received, session.rows, again=session.inlet.missing))
-
-
-def told(reason: str) -> str:
-    """A reason as a message can hold it."""
-    return printable(reason).replace("\0", "")[:MAX_SENTENCE]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from common.broker import PublishLink
 from common.session import Alive, Cancel, Said
 from common.topology import EVERY_NODE, Topology
-from common.wire import EVERYONE, MAX_SENTENCE, MessageKind, Writer, encode_body
+from common.wire import EVERYONE, MessageKind, Writer, as_sentence, encode_body
 
 _ON_THE_WAY_BYTES = 8 << 20  # not confirmed by the broker
 _AHEAD_BYTES = 24 << 20  # not received by the slowest node: its queue and its memory hold it
@@ -98,7 +98,7 @@ class Outlet:
 
     def cancel(self, reason: str) -> None:
         """Say that the session ends without a change where nothing was installed yet."""
-        message = self._message(0, Cancel(reason[:MAX_SENTENCE]), self._lifetime_s)
+        message = self._message(0, Cancel(as_sentence(reason)), self._lifetime_s)
         self._link.publish(self._topology.sessions_exchange, self._key, message, persistent=False)
 
     def confirmed(self, sent: Sent) -> None:

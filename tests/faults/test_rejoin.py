@@ -1,6 +1,5 @@
 """Nodes that the log cannot bring up to date ask for a full synchronization of their own, and the others go on (TRAPS 12)."""
 
-import time
 from functools import partial
 
 from tests.faults.conftest import wait_told
@@ -134,7 +133,8 @@ def test_a_primary_that_is_behind_empties_nobody_by_itself(new_cluster: MakeClus
     primary.start()
     wait_told(lambda: state_of(cluster, "st2")[0] == "needs_full_sync", lambda: told(cluster))
     assert "restored" in (state_of(cluster, "st2")[1] or "")
-    time.sleep(3)
+    heard = primary.rows("SELECT number FROM stsync_reports")[0][0]
+    wait_for(lambda: primary.rows("SELECT number FROM stsync_reports")[0][0] >= heard + 2, "what it says twice more")
     primary.execute(*(f"UPDATE account SET note = 'later {i}' WHERE id = 1" for i in range(5)))
     assert len(sessions_of(cluster.primary)) == known
     assert any("had more of the log" in one for one in primary.status()["warnings"])

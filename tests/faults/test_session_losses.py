@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,10 @@ from tests.integration.test_sync import fill, of, run, spoil
 
 TOPOLOGY = Topology("mft", ("st1", "st2", "st3"), "st1")
 SETTINGS = "[sessions]\nrejoin = false\nverify_every_s = 1e9\nsilent_s = 5.0\nchunk_bytes = 1024\n"
+
+
+def _ago(seconds: float) -> float:
+    return time.time() - seconds
 
 
 @pytest.fixture
@@ -177,31 +182,26 @@ def test_sessions_of_others_and_of_another_time_change_nothing(spoiled: Cluster,
     shape = TableShape("unit", (), 1, 1)
     before = victim.rows("SELECT count(*), max(name) FROM unit")
     messages = []
-    for name, epoch, expires_in_s in (("st3", 1, 60.0), ("st1", 0, 60.0), ("st1", 1, -4000.0)):
+    for name, epoch, age_s in (("st3", 1, 0.0), ("st1", 0, 0.0), ("st1", 1, 4000.0)):
         begin = Begin(2**61, Mode.SYNC, False, ("st2",), 0, b"", (shape,))
-        messages.append(
-            parts(name).writer.write(
-                MessageKind.SESSION,
-                encode_body(begin),
-                epoch=epoch,
-                sequence=1,
-                previous=new_id(),
-                expires_in_s=expires_in_s,
-            )
-        )
+        writer = parts(name).writer
+        writer._clock = partial(_ago, age_s)
+        kind, body = MessageKind.SESSION, encode_body(begin)
+        messages.append(writer.write(kind, body, epoch=epoch, sequence=1, previous=new_id(), expires_in_s=60.0))
     chunk = Chunk(0, 0, 1, '["1","forged",null]')
     stray = parts("st1").writer.write(
         MessageKind.SESSION, encode_body(chunk), epoch=1, sequence=2, previous=new_id(), expires_in_s=60.0
     )
 
     def publish(channel: Any) -> None:
-        for message in messages[:2]:
+        for message in messages:
             channel.basic_publish("", TOPOLOGY.node_queue("st2"), message)
         channel.basic_publish("", TOPOLOGY.session_queue("st2"), stray)
 
     do(vhost_url, publish)
     wait_for(
-        lambda: {kind for (kind,) in victim.rows("SELECT kind FROM stsync_refusals")} >= {"sender", "epoch"}, "both refused"
+        lambda: {kind for (kind,) in victim.rows("SELECT kind FROM stsync_refusals")} >= {"sender", "epoch", "expired"},
+        "all three refused",
     )
     assert victim.status()["state"] == "in_sync"
     assert victim.rows("SELECT count(*), max(name) FROM unit") == before
