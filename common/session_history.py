@@ -29,6 +29,15 @@ def last_missed(name: str, history: Sequence[Request]) -> Request | None:
     return None
 
 
+def last_done(name: str, history: Sequence[Request]) -> int | None:
+    """When the last full synchronization ended that made a node equal, in milliseconds since 1970."""
+    for one in history:
+        found = _node(one, name)
+        if one.mode is Mode.SYNC and one.ended_ms and found is not None and found.get("result") == Result.DONE:
+            return one.ended_ms
+    return None
+
+
 def failures(name: str, history: Sequence[Request], now_ms: int) -> int:
     """How many sessions of its own a node has had lately since the last one after which it was left in peace."""
     count = 0

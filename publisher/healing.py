@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from common import sessions
 from common.nodestate import State
 from common.session import Mode
-from common.session_history import drift, failures, last_missed
+from common.session_history import drift, failures, last_done, last_missed
 from common.sessions import Request
 from common.settings import SessionSettings
 
@@ -65,6 +65,17 @@ def wanted(
     if settled and now_ms - looked > settings.verify_every_s * 1000:
         return Wanted(Mode.VERIFY, (), sessions.CLOCK)
     return None
+
+
+def ahead(known: Mapping[str, Known], history: Sequence[Request], *, head: int, now_ms: int) -> list[str]:
+    """Nodes that have more of the log than the primary. What one said before it was made equal, or meanwhile, does not count."""
+    return sorted(
+        name
+        for name, one in known.items()
+        if one.sequence > head
+        and one.state not in (State.PAUSED, State.SYNCHRONIZING)
+        and now_ms - one.silent_s * 1000 > (last_done(name, history) or 0)
+    )
 
 
 def _cause(name: str, one: Known, history: Sequence[Request], head: int, settings: SessionSettings) -> str | None:

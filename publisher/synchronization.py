@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +33,7 @@ from publisher.outlet import Outlet, Sent
 from publisher.relay import Drained, Relay
 from publisher.sender import Posted, Sender
 
-_LOOK_S = 0.2
+_LOOK_S = 0.1
 _PULSE_S = 1.0
 _HEAL_S = 1.0
 _DROPPED_S = 4.0
@@ -108,10 +108,13 @@ class Synchronization:
             for row in reading.execute(select(reports))
             if row.name in self._settings.cluster.names and row.name != self._settings.node.name
         }
-        outdated = self._outdated(connection, reading, known)
+        history = sessions.latest(reading)
+        outdated = self._outdated(
+            connection, reading, healing.ahead(known, history, head=self._relay.position.sequence, now_ms=now)
+        )
         found = healing.wanted(
             known,
-            sessions.latest(reading),
+            history,
             head=self._relay.position.sequence,
             offline_after_s=self._settings.intervals.offline_after_s,
             settings=self._settings.sessions,
@@ -131,10 +134,9 @@ class Synchronization:
                 timeout_s=self._settings.sessions.timeout_s,
             )
 
-    def _outdated(self, connection: Connection, reading: Connection, known: Mapping[str, Known]) -> bool:
+    def _outdated(self, connection: Connection, reading: Connection, ahead: Sequence[str]) -> bool:
         """Whether a node has ever been heard that has more of the log than this primary, since a person has last synchronized all."""
         state = nodestate.read(reading)
-        ahead = sorted(name for name, one in known.items() if one.sequence > self._relay.position.sequence)
         if state is None or state.reason is not None or not ahead:
             return state is not None and state.reason is not None
         reason = (
@@ -182,10 +184,9 @@ class Synchronization:
                 keeper.finish(fresh, phase, reason)
             raise
         keeper.end(reason or keeper.passed)
-        keeper.finish(connection, phase, reason)
         if request.mode is Mode.SYNC and request.cause == sessions.OPERATOR and phase is Phase.RESUMED:
-            nodestate.save(connection, reason=None)
-            connection.commit()
+            nodestate.save(connection, reason=None)  # a person has said which side is right; committed with the end
+        keeper.finish(connection, phase, reason)
         results = {name: str(member.done.result) for name, member in keeper.members.items() if member.done}
         self._log.info("session_ended", mode=str(request.mode), phase=str(phase), reason=reason, results=results)
 

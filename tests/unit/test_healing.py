@@ -8,7 +8,7 @@ from common.nodestate import State
 from common.session import Mode, Phase
 from common.sessions import Request
 from common.settings import SessionSettings
-from publisher.healing import Known, Wanted, wanted
+from publisher.healing import Known, Wanted, ahead, wanted
 
 NOW = 10_000_000
 SETTINGS = SessionSettings(rejoin_pause_s=10.0, verify_every_s=600.0)
@@ -65,6 +65,21 @@ def test_a_primary_that_is_behind_takes_nothing_from_anybody() -> None:
     assert ask(Known(State.IN_SYNC, 11, False, 1.0)) is None
     assert ask(NEEDS, outdated=True) is None
     assert ask(NEW, outdated=True) is None
+
+
+def test_what_a_node_said_before_it_was_made_equal_is_not_ahead() -> None:
+    def found(one: Known, *history: Request) -> list[str]:
+        return ahead({"st2": one}, history, head=10, now_ms=NOW)
+
+    more = Known(State.NEEDS_FULL_SYNC, 11, True, 5.0)
+    assert found(Known(State.IN_SYNC, 10, True, 5.0)) == []
+    assert found(more) == ["st2"]
+    assert found(more, past(Mode.SYNC, "done", ago_s=1)) == []
+    assert found(more, past(Mode.SYNC, "done", ago_s=6)) == ["st2"]
+    assert found(more, past(Mode.SYNC, "failed", ago_s=1)) == ["st2"]
+    assert found(more, past(Mode.VERIFY, "done", ago_s=1)) == ["st2"]
+    assert found(replace(more, state=State.PAUSED), past(Mode.SYNC, "failed", ago_s=1)) == []
+    assert found(replace(more, state=State.SYNCHRONIZING)) == []
 
 
 def test_first_contact_is_careful_until_a_person_has_said_that_the_primary_is_right() -> None:
