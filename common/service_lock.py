@@ -1,6 +1,5 @@
 """The lock by which only one `stsync run` works on a database: taken before anything else, kept while the service lives."""
 
-import random
 import threading
 import time
 
@@ -12,17 +11,6 @@ from common.errors import Refused, Unavailable
 from common.stop import Stop
 
 _PATIENCE_S = 3.0
-_LOOKS, _BETWEEN_S = 4, (0.02, 0.06)
-
-
-def lock(database: Database, connection: Connection) -> bool:
-    """Take it, as long as this connection lives; False where a service has it. One refusal proves nothing: who only looks whether it
-    is free takes it for a moment, too."""
-    for _ in range(_LOOKS):
-        if database.dialect.lock(connection):
-            return True
-        time.sleep(random.uniform(*_BETWEEN_S))  # noqa: S311 (so that two who look do not go on in step)
-    return False
 
 
 class ServiceLock:

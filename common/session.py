@@ -24,17 +24,15 @@ from typing import Annotated, Final
 
 import msgspec
 
+from common.bounds import NO_NUL, Hash, Natural, Sentence
 from common.changes import MAX_NAME
 from common.errors import MessageRefused
-from common.wire import MAX_SENTENCE, Hash, Natural
 
 ID_BYTES: Final = 16
 ROWS_A_BUCKET: Final = 32  # a differing row costs the digests of so many, and a bucket's digest stands for so many
 MOST_BUCKETS: Final = 1 << 20
-_NO_NUL: Final = r"^[^\x00]*$"
-TableName = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=_NO_NUL)]
-Words = Annotated[str, msgspec.Meta(max_length=MAX_SENTENCE, pattern=_NO_NUL)]
-Definition = Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=_NO_NUL)]
+TableName = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=NO_NUL)]
+Definition = Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)]
 Place = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 
 
@@ -165,7 +163,7 @@ class End(_Said, frozen=True, tag="end"):
 class Cancel(_Said, frozen=True, tag="cancel"):
     """The session ends without a change, for the nodes that have not installed yet. It is not numbered."""
 
-    reason: Words
+    reason: Sentence
 
 
 class Alive(_Said, frozen=True, tag="alive"):
@@ -181,7 +179,7 @@ class Ready(_Said, frozen=True, tag="ready"):
     suit it."""
 
     sequence: Natural
-    refused: Words | None = None
+    refused: Sentence | None = None
     again: bool = False
 
 
@@ -231,7 +229,7 @@ class Done(_Said, frozen=True, tag="done"):
     """How it ended on a node: what was compared or written, of tables in which anything was; how many rows it received."""
 
     result: Result
-    reason: Words | None
+    reason: Sentence | None
     tables: tuple[TableCompared, ...] = ()
     rows: Natural = 0
     seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0

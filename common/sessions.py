@@ -120,6 +120,13 @@ def cancel(connection: Connection, number: int) -> None:
     connection.commit()
 
 
+def withdraw(connection: Connection, number: int) -> bool:
+    """Take a request back that nobody has begun to serve, and commit; whether it was one."""
+    found = connection.execute(delete(sessions).where(sessions.c.id == number, sessions.c.phase == Phase.REQUESTED))
+    connection.commit()
+    return found.rowcount > 0
+
+
 def save(connection: Connection, number: int, **values: Any) -> None:
     """Set columns of a session, and commit; `progress` is the document."""
     if "progress" in values:

@@ -11,11 +11,12 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 
-from common import capture_check, freshness, nodestate, service_lock, session_history, sessions, troubles
+from common import capture_check, freshness, nodestate, session_history, sessions, troubles
 from common.bookkeeping import journal, rejected, reports, waiting
 from common.database import Database
 from common.errors import MessageRefused, Misconfigured
 from common.nodestate import NodeState, Role, State
+from common.running import service_runs
 from common.sessions import Request
 from common.settings import Settings
 from common.troubles import Trouble
@@ -77,16 +78,6 @@ def read(database: Database, settings: Settings) -> Status:
         if state.role is Role.PRIMARY:
             return _primary(connection, settings, state, running, warnings, found)
         return _secondary(connection, settings, state, running, warnings, found)
-
-
-def service_runs(database: Database) -> bool:
-    """Whether `stsync run` works on this database now."""
-    connection = database.open()
-    try:
-        with database.guard():
-            return not service_lock.lock(database, connection)
-    finally:
-        connection.close()
 
 
 def _primary(

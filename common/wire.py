@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 import zstandard
 
-from common.changes import printable
+from common.bounds import NO_NUL, Hash, Milliseconds, Name, Natural, Said, Sentence
 from common.errors import MessageRefused, Misconfigured
 from common.trust.authorities import Authorities
 from common.trust.authorities import Verified as Certified
@@ -36,17 +36,8 @@ DOMAIN: Final = "stsync/v1"
 EVERYONE: Final = "*"
 MAX_MESSAGE_BYTES: Final = 12 << 20  # a RabbitMQ 4 refuses above 16 MiB (TRAPS 17); a batch is 512 KiB or so
 MAX_BODY_BYTES: Final = 16 << 20
-MAX_SENTENCE: Final = 2000
 _COMPRESS_ABOVE: Final = 200
 
-# Bounds of what a signed message may say: a number or a text that no database takes must not stop who stores it.
-_NO_NUL: Final = r"^[^\x00]*$"
-Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-Name = Annotated[str, msgspec.Meta(max_length=63, pattern=_NO_NUL)]
-Said = Annotated[str, msgspec.Meta(max_length=63)]  # compared with what it must be, and told escaped, but never stored
-Hash = Annotated[bytes, msgspec.Meta(max_length=32)]
-Sentence = Annotated[str, msgspec.Meta(max_length=MAX_SENTENCE, pattern=_NO_NUL)]
-Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Parsed = TypeVar("Parsed", bound=msgspec.Struct)
 
 
@@ -105,7 +96,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: Hash
     quarantined: Natural
     lag_ms: Milliseconds | None
-    last_full_sync: Annotated[str, msgspec.Meta(max_length=40, pattern=_NO_NUL)] | None
+    last_full_sync: Annotated[str, msgspec.Meta(max_length=40, pattern=NO_NUL)] | None
     reason: Sentence | None
     refused: Annotated[dict[Name, Natural], msgspec.Meta(max_length=64)]
     proven: bool = False
@@ -277,11 +268,6 @@ def parse_body(body: bytes, kind: type[Parsed]) -> Parsed:
 def encode_body(body: msgspec.Struct) -> bytes:
     """A control message's body."""
     return msgspec.msgpack.encode(body)
-
-
-def as_sentence(text: str) -> str:
-    """A text for a person as a message can hold it."""
-    return printable(text).replace("\0", "")[:MAX_SENTENCE]
 
 
 def _parse(data: bytes, kind: type[Parsed]) -> Parsed:

@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from common.bounds import as_sentence
 from common.broker import PublishLink
 from common.nodestate import iso
 from common.settings import IntervalSettings
 from common.stop import Stop
 from common.topology import Topology
-from common.wire import CatchUp, MessageKind, Report, Writer, as_sentence, encode_body
+from common.wire import CatchUp, MessageKind, Report, Writer, encode_body
 from consumer.standing import Standing, describe
 
 _EXPIRES_S = 60.0

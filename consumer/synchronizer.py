@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 from sqlalchemy.engine import Connection
 
+from common.bounds import as_sentence
 from common.broker import ConsumeLink, Delivery
 from common.database import Database
 from common.errors import MessageRefused, StsyncError
@@ -22,7 +23,7 @@ from common.live_lists import LiveLists
 from common.session import Alive, Answer, Begin, Cancel, Done, Mode, Phase, Progress, Ready, Result, parse_said
 from common.settings import Settings
 from common.stop import Stop
-from common.wire import MessageKind, Reader, Verified, as_sentence
+from common.wire import MessageKind, Reader, Verified
 from consumer.answers import Answers
 from consumer.node_session import NodeSession, unlike
 

@@ -4,10 +4,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 
+from common.bounds import as_sentence
 from common.broker import PublishLink
 from common.session import Alive, Cancel, Said
 from common.topology import EVERY_NODE, Topology
-from common.wire import EVERYONE, MessageKind, Writer, as_sentence, encode_body
+from common.wire import EVERYONE, MessageKind, Writer, encode_body
 
 _ON_THE_WAY_BYTES = 8 << 20  # not confirmed by the broker
 _AHEAD_BYTES = 24 << 20  # not received by the slowest node: its queue and its memory hold it

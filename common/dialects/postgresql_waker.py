@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-import structlog
 from sqlalchemy.engine import Engine
 
 from common.dialects.base import Stoppable
@@ -28,7 +27,6 @@ _TAKEN_S = 5.0  # the lock is free within a moment, or somebody else keeps it
 _WAIT_SQL = f"LISTEN {CHANNEL}; SELECT CASE WHEN pg_try_advisory_lock({WAITING_KEY}) THEN pg_current_xact_id()::text END"
 _REST_SQL = f"UNLISTEN {CHANNEL}; SELECT pg_advisory_unlock_all()"
 _OLDER_SQL = "SELECT count(*) FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x < %s::xid8"
-_log = structlog.get_logger("relay")
 
 
 class NotifyWaker:
@@ -110,9 +108,11 @@ class NotifyWaker:
         if self._before is None:  # a writer was just looking at the lock, or another program took it
             self._listen()
             if self._before is None and not self._warned and time.monotonic() - self._since > _TAKEN_S:
+                import structlog  # noqa: PLC0415 (loads for long, and commands have no use for it)
+
                 self._warned = True
-                held = f"advisory lock {WAITING_KEY} of this database"
-                _log.warning("notify_lock_taken", held=held, effect="the outbox is looked at five times a second")
+                log, held = structlog.get_logger("relay"), f"advisory lock {WAITING_KEY} of this database"
+                log.warning("notify_lock_taken", held=held, effect="the outbox is looked at five times a second")
             return True
         self._heard = False
         before, (self._older,) = self._older, self._connection.execute(_OLDER_SQL, (self._before,)).fetchone()

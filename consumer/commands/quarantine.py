@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from common import exits, service_lock
+from common import exits, running
 from common.catalog import listed_tables
 from common.commands.options import ConfigOption, JsonOption
 from common.database import Database
@@ -112,7 +112,7 @@ def _retry(database: Database, settings: Settings, ids: list[int]) -> None:
     if not ids:
         return
     with database.connect() as connection:
-        if service_lock.lock(database, connection):
+        if running.lock(database, connection):
             listed = listed_tables(database, connection, settings)
             connection.rollback()
             replayer = Replayer(database.dialect, listed, settings.replay.statement_bytes)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from common import service_lock
+from common import running
 from common.commands.options import ConfigOption
 from common.database import Database
 from common.errors import Refused
@@ -56,7 +56,7 @@ def uninstall(config: ConfigOption = None) -> None:
     settings = load_settings(config)
     database = Database(settings.database)
     with database.connect() as connection:
-        if not service_lock.lock(database, connection):
+        if not running.lock(database, connection):
             raise Refused(f"`stsync run` works on database {database.address}; stop it first")
         lost = capture.unfinished(connection)
         connection.rollback()

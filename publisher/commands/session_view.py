@@ -19,12 +19,10 @@ _KEYS = 5
 
 
 @contextmanager
-def watching(*, quiet: bool) -> Iterator[Show]:
+def watching() -> Iterator[Show]:
     """Shows a session as it goes on."""
     console = Console(stderr=True)
-    if quiet:
-        yield lambda _request: None
-    elif console.is_terminal:
+    if console.is_terminal:
         with _bars(console) as progress:
             yield _Bars(progress).show
     else:
@@ -88,14 +86,6 @@ def _told(node: dict[str, Any]) -> str:
     if node["reason"]:
         parts.append(node["reason"])
     return " · ".join(parts)
-
-
-def outcome(request: Request) -> str:
-    """What became of it, in a sentence."""
-    if not request.phase.over:
-        return f"{request.title} goes on; see `stsync status`"
-    nodes = ", ".join(f"{node['name']}: {node['result']}" for node in request.progress.get("nodes", []))
-    return f"{request.title}; {request.reason or 'it came to its end'}; {nodes or 'no node took part'}"
 
 
 def show(request: Request, document: dict[str, Any]) -> None:

@@ -2,22 +2,25 @@
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import typer
 from sqlalchemy.engine import Connection
 
-from common import exits, sessions, status
+from common import exits, sessions
 from common.commands.options import ConfigOption, JsonOption
 from common.database import Database
 from common.errors import Refused, StsyncError
 from common.nodestate import Role, read_installed
+from common.running import service_runs
 from common.session import Mode, Phase
 from common.sessions import Request
 from common.settings import Settings, load_settings
-from publisher.commands import session_view
 
-_LOOK_S = 0.1
+_FIRST_LOOK_S, _LOOK_S = 0.02, 0.1
+_BEGIN_S = 1.0  # within which a service that runs has begun a session
 _SERVICE_S = 3.0
 _PARTING_S = 20.0
 _PATIENCE_S = 60.0
@@ -59,7 +62,7 @@ def sync(
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False))
     else:
-        session_view.show(done, document)
+        _show(done, document)
     raise typer.Exit(exits.OK if no_wait or _well(done) else exits.NO)
 
 
@@ -71,7 +74,7 @@ def verify(config: ConfigOption = None, as_json: JsonOption = False, timeout: Ti
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False))
     else:
-        session_view.show(done, document)
+        _show(done, document)
     raise typer.Exit(exits.OK if document["equal"] else exits.NO)
 
 
@@ -83,22 +86,20 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
         connection.rollback()
         if state.role is not Role.PRIMARY:
             raise Refused(f"this node is a secondary; run this on the primary, {state.primary_name}")
-        if not no_wait and not status.service_runs(database):
-            raise Refused("this node's service does not run, so that nothing can be done; start it with `stsync run`")
         number = _ask(connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
-    if no_wait:
-        with database.connect() as connection:
-            found = _read(database, number)
-        waits = "" if status.service_runs(database) else "; this node's service does not run: it begins when that is started"
-        typer.echo(f"asked for: {found.title}{waits}", err=True)
-        return found
-    try:
-        with session_view.watching(quiet=quiet) as show:
-            return _wait(database, number, show)
-    except KeyboardInterrupt:
-        found = _cancel(database, number)
-        typer.echo(f"stsync: interrupted: {session_view.outcome(found)}", err=True)
-        raise typer.Exit(130) from None
+    with database.connect(read_only=True) as reading:
+        if no_wait:
+            found = _read(reading, number)
+            waits = "" if service_runs(database) else "; this node's service does not run: it begins when that is started"
+            typer.echo(f"asked for: {found.title}{waits}", err=True)
+            return found
+        try:
+            with _watching(quiet=quiet) as show:
+                return _wait(database, reading, number, show)
+        except KeyboardInterrupt:
+            found = _cancel(database, reading, number)
+            typer.echo(f"stsync: interrupted: {_outcome(found)}", err=True)
+            raise typer.Exit(130) from None
 
 
 def _ask(connection: Connection, mode: Mode, *, full: bool, timeout_s: float) -> int:
@@ -115,36 +116,66 @@ def _ask(connection: Connection, mode: Mode, *, full: bool, timeout_s: float) ->
         time.sleep(_LOOK_S)
 
 
-def _wait(database: Database, number: int, show: session_view.Show) -> Request:
-    looked = time.monotonic()
+def _wait(database: Database, reading: Connection, number: int, show: Callable[[Request], None]) -> Request:
+    looked, pause_s = time.monotonic() + _BEGIN_S - _SERVICE_S, _FIRST_LOOK_S
     while True:
-        found = _read(database, number)
+        found = _read(reading, number)
         show(found)
         if found.phase.over:
             return found
         if time.monotonic() - looked > _SERVICE_S:
             looked = time.monotonic()
-            if not status.service_runs(database):
-                raise StsyncError("this node's service has ended, and the session with it; see its log, and ask again")
-        time.sleep(_LOOK_S)
+            if not service_runs(database):
+                _gone(database, number)
+        time.sleep(pause_s)
+        pause_s = min(_LOOK_S, pause_s * 1.1)
 
 
-def _cancel(database: Database, number: int) -> Request:
+def _gone(database: Database, number: int) -> None:
+    """There is nobody to do it: raises Refused where it had not begun, and takes the request back."""
+    with database.connect() as connection:
+        if sessions.withdraw(connection, number):
+            raise Refused("this node's service does not run, so that nothing can be done; start it with `stsync run`")
+    raise StsyncError("this node's service has ended, and the session with it; see its log, and ask again")
+
+
+def _cancel(database: Database, reading: Connection, number: int) -> Request:
     with database.connect() as connection:
         sessions.cancel(connection, number)
     until = time.monotonic() + _PARTING_S
-    while not (found := _read(database, number)).phase.over and time.monotonic() < until:
+    while not (found := _read(reading, number)).phase.over and time.monotonic() < until:
         time.sleep(_LOOK_S)
     return found
 
 
-def _read(database: Database, number: int) -> Request:
-    with database.connect(read_only=True) as connection:
-        found = sessions.read(connection, number)
-        connection.rollback()
+def _read(reading: Connection, number: int) -> Request:
+    found = sessions.read(reading, number)
+    reading.rollback()
     if found is None:
         raise StsyncError("the session's row is gone from stsync_sessions; was the database restored?")
     return found
+
+
+def _watching(*, quiet: bool) -> AbstractContextManager[Callable[[Request], None]]:
+    if quiet:
+        return nullcontext(lambda _request: None)
+    from publisher.commands import session_view  # noqa: PLC0415 (loads for long; a script has no use for it)
+
+    return session_view.watching()
+
+
+def _show(done: Request, document: dict[str, Any]) -> None:
+    from publisher.commands import session_view  # noqa: PLC0415 (as above)
+
+    session_view.show(done, document)
+
+
+def _outcome(request: Request) -> str:
+    """What became of it, in a sentence."""
+    if not request.phase.over:
+        return f"{request.title} goes on; see `stsync status`"
+    nodes = ", ".join(f"{node['name']}: {node['result']}" for node in request.progress.get("nodes", []))
+    return f"{request.title}; {request.reason or 'it came to its end'}; {nodes or 'no node took part'}"
 
 
 def _nodes(done: Request) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common import service_lock
+from common import running
 from common.database import Database
 from common.settings import DatabaseSettings
 from tests.conftest import NewDatabase
@@ -36,7 +36,7 @@ def test_a_glance_is_no_service(database: Database, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(database.dialect, "lock", ask)
     with database.connect() as connection:
-        assert service_lock.lock(database, connection)
+        assert running.lock(database, connection)
     assert refused.is_set()
 
 
@@ -44,7 +44,7 @@ def test_a_lock_that_is_kept_is_a_service(database: Database) -> None:
     other = database.open()
     assert database.dialect.lock(other)
     with database.connect() as connection:
-        assert not service_lock.lock(database, connection)
+        assert not running.lock(database, connection)
     other.close()
 
 
