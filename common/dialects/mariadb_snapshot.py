@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from common.changes import SEPARATOR
 from common.dialects.base import raw_cursor
 from common.dialects.mariadb_capture import row_json
-from common.dialects.mariadb_values import BINARY, INTEGER, from_text, literal, quote, text_of, type_of
+from common.dialects.mariadb_values import BINARY, INTEGER, from_text, is_utf8, literal, quote, text_of, type_of
 from common.dialects.mariadb_writer import MariadbWriter
 from common.dialects.snapshot import DIGESTS_AT_ONCE, LONG, ROWS_AT_ONCE, Texts, asked, gathered, taking_part, whole
 from common.digests import Bucket
@@ -23,6 +23,7 @@ from common.schema import Column, ListedTable
 
 _LONG_TEXTS: Final = ("tinytext", "text", "mediumtext", "longtext")
 _LONG_BYTES: Final = tuple(kind for kind in BINARY if kind not in {"binary", "varbinary"})
+_BARE: Final = frozenset({"date", "time", "datetime", "year", "decimal"})  # what these look like needs no quotes
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _LEAST_PACKET: Final = 1 << 20  # above what the 65,535 bytes become that all other columns of a row have together
 
@@ -148,17 +149,21 @@ def _is_long(column: Column) -> bool:
 
 
 def _part(column: Column) -> str:
-    """SQL for what a value is in the digest of its row: quoted text, or the word NULL, or a digest."""
-    reference = f"t.{quote(column.name)}"
+    """SQL for what a value is in the digest of its row: a number or a time, or quoted text, or a digest; or the word NULL."""
+    reference, kind = f"t.{quote(column.name)}", type_of(column)
+    if kind in INTEGER:
+        return f"COALESCE({reference}, 'NULL')"
+    if kind in _BARE:
+        return f"COALESCE({text_of(column, reference)}, 'NULL')"
     if not _is_long(column):
         return f"QUOTE({text_of(column, reference)})"
-    exact = f"CONVERT({reference} USING utf8mb4)" if type_of(column) in _LONG_TEXTS else reference
-    return f"COALESCE(MD5({exact}), 'NULL')"
+    in_utf8 = kind not in _LONG_TEXTS or is_utf8(column)
+    return f"COALESCE(SHA1({reference if in_utf8 else f'CONVERT({reference} USING utf8mb4)'}), 'NULL')"
 
 
 def _digest(columns: Iterable[Column]) -> str:
     """SQL for a row's digest, 16 digits."""
-    return f"LEFT(MD5({_together(map(_part, columns))}), 16)"
+    return f"LEFT(SHA1({_together(map(_part, columns))}), 16)"  # processors have instructions for SHA-1, and none for MD5
 
 
 def _together(parts: Iterable[str]) -> str:

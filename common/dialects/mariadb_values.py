@@ -50,9 +50,14 @@ def text_of(column: Column, reference: str) -> str:
     return f"CAST({reference} AS CHAR)"
 
 
+def is_utf8(column: Column) -> bool:
+    """Whether a column of texts holds them as the session reads them."""
+    return _UTF8.search(column.type) is not None
+
+
 def text_in_trigger(column: Column, reference: str) -> str:
     """As `text_of`, of a value that has the column's own type: quicker for the most frequent ones."""
-    if type_of(column) in INTEGER or (type_of(column) in TEXT and _UTF8.search(column.type)):
+    if type_of(column) in INTEGER or (type_of(column) in TEXT and is_utf8(column)):
         return f"CONCAT({reference})"
     return text_of(column, reference)
 

@@ -117,7 +117,7 @@ class _Own:
         for pid in pids:
             forget_peak(pid)
         begun = time.monotonic()
-        done = self.cluster.primary.command("sync", "--json", timeout_s=600)
+        done = self.cluster.primary.command("sync", "--json", timeout_s=600, cold=True)
         seconds = time.monotonic() - begun
         document = json.loads(done.stdout)
         if done.returncode:
@@ -149,19 +149,23 @@ class _Peer:
                 source.run(_FILL[kind].format(t=name, rows=rows))
 
     def run(self) -> dict[str, float]:
-        """Both copies at once."""
+        """One copy after the other, as a script does that has no more to say than this; and both at once."""
         self._clear()
+        one_by_one = sum(self._dumped([url]) for url in self._urls[1:])
+        self._clear()
+        found = {"dump_s": one_by_one, "dump_at_once_s": self._dumped(self._urls[1:]), "dump_bytes": float(self._size())}
+        self._clear()
+        return found | (self._first_copy() if self._kind == "postgresql" else {})
+
+    def _dumped(self, urls: Sequence[str]) -> float:
         begun = time.monotonic()
         pipes = [
-            subprocess.Popen(["bash", "-o", "pipefail", "-c", self._pipe(url)], stdout=subprocess.DEVNULL)
-            for url in self._urls[1:]
+            subprocess.Popen(["bash", "-o", "pipefail", "-c", self._pipe(url)], stdout=subprocess.DEVNULL) for url in urls
         ]
         codes = [pipe.wait() for pipe in pipes]
         if any(codes):
             raise work.BenchError("a dump failed")
-        found = {"dump_s": time.monotonic() - begun, "dump_bytes": float(self._size())}
-        self._clear()
-        return found | (self._first_copy() if self._kind == "postgresql" else {})
+        return time.monotonic() - begun
 
     def _clear(self) -> None:
         for url in self._urls[1:]:
@@ -226,18 +230,21 @@ def _copied(url: str) -> bool:
 
 def _show(kind: str, found: Found) -> None:
     median = {name: statistics.median(values) for name, values in found.items()}
+    at_once_s = median.get("dump_at_once_s", 0.0)
     dump_s, dump_bytes = median.get("dump_s"), median.get("dump_bytes")
     print(f"\n{kind}: medians of {len(found['empty_s'])} runs, {os.cpu_count()} processors")
     for name, (time_mark, bytes_mark) in MARKS.items():
         seconds, size = median[f"{name}_s"], median[f"{name}_bytes"]
         line = f"  {name:6} {seconds:6.2f} s {size / 1e6:8.2f} MB, at most {median[f'{name}_peak_mb']:.0f} MB of memory a process"
         if dump_s and dump_bytes:
-            line += f"; {seconds / dump_s:.2f} × the dump's time (mark {time_mark})"
+            line += f"; {seconds / dump_s:.2f} × the dump's time (mark {time_mark}), {seconds / at_once_s:.2f} × at once"
             if bytes_mark:
                 line += f", {size / dump_bytes:.2%} of its bytes (mark {bytes_mark:.0%})"
         print(line)
     if dump_s and dump_bytes:
-        print(f"  dump into both at once {dump_s:.2f} s, {dump_bytes / 1e6:.1f} MB each")
+        print(
+            f"  dump into one after the other {dump_s:.2f} s, both at once {at_once_s:.2f} s, {dump_bytes / 1e6:.1f} MB each"
+        )
     if "first_copy_s" in median:
         print(f"  first copy of logical replication to both {median['first_copy_s']:.2f} s")
 
