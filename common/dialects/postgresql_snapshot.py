@@ -1,5 +1,6 @@
 """How whole tables are read in PostgreSQL: the server digests them, and cursors hand over their rows."""
 
+import re
 from collections.abc import Collection, Generator, Iterable, Sequence
 from itertools import count
 from typing import Any, Final
@@ -14,16 +15,17 @@ from common.digests import Bucket
 from common.schema import Column, ListedTable
 
 _WORD: Final = (1 << 64) - 1
-_SEEDS: Final = (0, 1)  # of the digest's two halves
-_BUCKET_SEED: Final = 2
+_ROW, _BUCKET = 0, 1 << 32  # seeds: a column's is its place after this
+_INTEGER: Final = frozenset({"smallint", "integer", "bigint"})
+_TIMESTAMP: Final = re.compile(r"timestamp(?:\(\d\))? with(out)? time zone")
 _numbers = count(1)
 
 
 class PostgresqlSnapshot:
     """The part of PostgreSQL's dialect that full synchronizations read with (SnapshotDialect).
 
-    A digest is two of the server's own 64-bit hashes over all texts of a row (hash_array_extended), which weighs each by its place.
-    NULL counts as a hash of 0, which a text has once in 2^64 times in each half.
+    A digest is the server's own 64-bit hash over those of all values of a row, each with a seed of its own, of integers
+    and timestamps as they are and else of texts. NULL counts as a hash of 0, which a value has once in 2^64 times.
     """
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
@@ -38,26 +40,19 @@ class PostgresqlSnapshot:
 
     def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
         """See SnapshotDialect."""
-        values = f"{_texts(taking_part(table, columns))} AS a, {_bucket(table, number)} AS b"
-        halves = ", ".join(f"bit_xor({_hash('q.a', seed)})" for seed in _SEEDS)
-        # OFFSET 0: the texts are made once, not for each half.
-        statement = f"SELECT q.b, count(*), {halves} FROM (SELECT {values} {_inside(table)} OFFSET 0) q GROUP BY q.b"
+        both = f"bit_xor({_hash(taking_part(table, columns), _ROW)})"
         cursor = raw_cursor(connection)
-        cursor.execute(statement.replace("%", "%%"))
-        return {
-            place: Bucket(rows, b"".join((half & _WORD).to_bytes(8, "big") for half in found))
-            for place, rows, *found in cursor.fetchall()
-        }
+        cursor.execute(f"SELECT {_bucket(table, number)}, count(*), {both} {_inside(table)} GROUP BY 1".replace("%", "%%"))
+        return {place: Bucket(rows, (found & _WORD).to_bytes(8, "big")) for place, rows, found in cursor.fetchall()}
 
     def row_digests(
         self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int, wanted: Collection[int]
     ) -> Generator[list[tuple[str, bytes]], None, None]:
         """See SnapshotDialect."""
         key = self._key((f"t.{quote(c.name)}", c) for c in table.key)
-        values = f"{_texts(taking_part(table, columns))} AS a, {key} AS k"
-        halves = " || ".join(f"int8send({_hash('q.a', seed)})" for seed in _SEEDS)
-        source = f"SELECT {values} {_inside(table)} AND {_bucket(table, number)}".replace("%", "%%")
-        statement = f"SELECT q.k, {halves} FROM ({source} = ANY (%s::bigint[]) OFFSET 0) q"
+        digest = f"int8send({_hash(taking_part(table, columns), _ROW)})"
+        chosen = f"{_inside(table)} AND {_bucket(table, number)}".replace("%", "%%")
+        statement = f"SELECT {key}, {digest} ".replace("%", "%%") + f"{chosen} = ANY (%s::bigint[])"
         yield from _pages(connection, statement, (sorted(wanted),), DIGESTS_AT_ONCE)
 
     def rows(
@@ -113,17 +108,25 @@ def _inside(table: ListedTable) -> str:
     return f"FROM {quote(table.name)} t WHERE " + (f"({table.where})" if table.where else "true")
 
 
-def _texts(columns: Sequence[Column]) -> str:
-    return "ARRAY[" + ", ".join(f"t.{quote(c.name)}::text" for c in columns) + "]"
+def _hash(columns: Sequence[Column], seed: int) -> str:
+    """SQL for the hash over these values of a row, a bigint."""
+    each = " # ".join(f"COALESCE({_hash_of(column, seed + place)}, 0)" for place, column in enumerate(columns, 1))
+    return f"hashint8extended({each}, {seed})"
 
 
-def _hash(array: str, seed: int) -> str:
+def _hash_of(column: Column, seed: int) -> str:
     """In the "C" collation: others may take two texts for one."""
-    return f'hash_array_extended({array} COLLATE "C", {seed})'
+    reference = f"t.{quote(column.name)}"
+    if column.type in _INTEGER:
+        return f"hashint8extended({reference}, {seed})"
+    if found := _TIMESTAMP.fullmatch(column.type):
+        zone = "" if found[1] else " AT TIME ZONE 'UTC'"
+        return f"timestamp_hash_extended({reference}{zone}, {seed})"
+    return f'hashtextextended({reference}::text COLLATE "C", {seed})'
 
 
 def _bucket(table: ListedTable, number: int) -> str:
-    return f"(({_hash(_texts(table.key), _BUCKET_SEED)} & {_WORD >> 1}) % {number:d})"
+    return f"(({_hash(table.key, _BUCKET)} & {_WORD >> 1}) % {number:d})"
 
 
 def _rows(connection: Connection, statement: str) -> Generator[tuple[Any, ...], None, None]:
