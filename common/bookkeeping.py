@@ -34,7 +34,7 @@ _OPTIONS: Any = {
 }
 
 metadata = MetaData()
-LAYOUT: Final = f"{__version__}.2"  # of these tables; what `install` made is told by it (stsync_node.version)
+LAYOUT: Final = f"{__version__}.3"  # of these tables; what `install` made is told by it (stsync_node.version)
 
 
 def _name(name: str, **options: Any) -> "Column[str]":
@@ -121,6 +121,10 @@ node = Table(
     ),  # when it was last seen to be equal to the primary, since when the log has led on without a gap
     Column("equal_once", Integer, nullable=False, server_default=text("0")),  # it was seen to be so at any time
     Column("started_ms", BigInteger),
+    Column("doubt", _Long),  # why it has to be compared with the primary anew; on the primary: why all have to be with it
+    Column(
+        "edits", BigInteger, nullable=False, server_default=text("0")
+    ),  # the newest of a secondary's own changes, as was noticed
     **_OPTIONS,
 )
 # What the secondaries reported, as the primary heard it.

@@ -60,6 +60,8 @@ class NodeState:
     proven_ms: int | None = None
     equal_once: bool = False
     started_ms: int | None = None
+    doubt: str | None = None
+    edits: int = 0
 
 
 def now_ms() -> int:
@@ -79,9 +81,13 @@ def behind_by(batches: int) -> str:
     return f"{batches} batch{'' if batches == 1 else 'es'} behind the primary"
 
 
-def could_not_be_applied(changes: int) -> str:
-    """For a person."""
-    return f"{changes} change{'' if changes == 1 else 's'} could not be applied; see `stsync quarantine list` on this node"
+def at_rest(quarantined: int, doubt: str | None) -> str | None:
+    """What there is to say of a secondary that is in sync, for a person; None where nothing is."""
+    if quarantined:
+        return f"{quarantined} change{'' if quarantined == 1 else 's'} could not be applied; see `stsync quarantine list` on this node"
+    if doubt:
+        return f"it has to be compared with the primary: {doubt}; `stsync verify` there does so, or `stsync sync`"
+    return None
 
 
 def read(connection: Connection) -> NodeState | None:
@@ -150,6 +156,8 @@ def _state(row: Any) -> NodeState:
         proven_ms=row["proven_ms"],
         equal_once=bool(row["equal_once"]),
         started_ms=row["started_ms"],
+        doubt=row["doubt"],
+        edits=row["edits"],
     )
 
 
@@ -201,6 +209,11 @@ def expect(connection: Connection, position: Position, installed_ms: int) -> Non
 def save(connection: Connection, **values: Any) -> None:
     """Set columns of the node's row."""
     connection.execute(update(node).where(node.c.id == 1).values(**values))
+
+
+def settle(connection: Connection, doubt: str) -> None:
+    """A primary's doubt is over, unless there is another one by now."""
+    connection.execute(update(node).where(node.c.id == 1, node.c.doubt == doubt).values(doubt=None))
 
 
 def reserve_numbers(connection: Connection, sorts: int = 1) -> tuple[int, ...]:

@@ -40,7 +40,8 @@ def _of_state(facts: Facts) -> str | None:
 
 def _of_proof(node: NodeState, settings: ReadinessSettings) -> str | None:
     if node.proven_ms is None:
-        return f"this node has not been seen to be equal to the primary; {_SYNC}, or `stsync verify`"
+        since = f": {node.doubt}" if node.doubt else ""
+        return f"this node has not been seen to be equal to the primary{since}; {_SYNC}, or `stsync verify`"
     if settings.strict and (node.last_full_sync_ms or 0) < (node.started_ms or 0):
         return f"no full synchronization has been completed since this node's service started (readiness.strict); {_SYNC}"
     return None

@@ -50,6 +50,20 @@ def failures(name: str, history: Sequence[Request], now_ms: int) -> int:
     return count
 
 
+def last_seen(name: str, history: Sequence[Request]) -> int:
+    """When the last session was asked for that looked at all of a node, in milliseconds since 1970; 0 where none is known."""
+    for one in history:
+        found = _node(one, name)
+        if one.mode is not Mode.REHEARSE and found is not None and found.get("result") == Result.DONE:
+            return one.requested_ms
+    return 0
+
+
+def lately(cause: str, history: Sequence[Request], now_ms: int) -> int:
+    """How many sessions there were for this cause within the last hour."""
+    return sum(one.cause == cause and (one.ended_ms or now_ms) > now_ms - _FORGOTTEN_MS for one in history)
+
+
 def drift(name: str, history: Sequence[Request]) -> list[dict[str, Any]]:
     """The tables in which the last verification found a node to differ; none where a later one, or a full synchronization, did not."""
     for one in history:

@@ -19,6 +19,9 @@ FIRST: Final = "first contact"  # with a node that was never seen to be equal
 REJOIN: Final = "rejoin"
 DRIFT: Final = "drift"
 CLOCK: Final = "clock"  # a verification whose time has come
+DOUBT: Final = (
+    "doubt"  # one of nodes that the primary has not seen since it started, or of whose equality something made unsure
+)
 _OPEN: Final = tuple(phase.value for phase in Phase if not phase.over)
 _KEPT: Final = 200
 

@@ -144,7 +144,8 @@ class ReplaySettings(_Section):
 
 class SessionSettings(_Section):
     """Full synchronizations and verifications: how long one may take, after how long a silent other side counts as gone, and which
-    the primary begins by itself: for a node that needs one (`rejoin`, after pauses that double), to look for drift, to repair it."""
+    the primary begins by itself: for a node that needs one (`rejoin`, after pauses that double), to look for drift, to repair it; to
+    compare at once whom it finds as it starts, or whose equality is in doubt (`verify_at_once`)."""
 
     timeout_s: Positive = 3600.0
     silent_s: Positive = 30.0
@@ -153,6 +154,7 @@ class SessionSettings(_Section):
     rejoin_pause_s: Positive = 15.0
     rejoin_longest_pause_s: Positive = 1800.0
     verify_every_s: Positive = 3600.0
+    verify_at_once: bool = True
     repair_drift: bool = False
 
 

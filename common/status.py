@@ -96,6 +96,10 @@ def _primary(
         warnings.append(state.reason)
     history, now = sessions.latest(connection), nodestate.now_ms()
     others = [name for name in settings.cluster.names if name != state.name]
+    if state.doubt and others:
+        warnings.append(
+            f"the secondaries have to be compared with this node: {state.doubt}; run `stsync verify`, or `stsync sync`"
+        )
     nodes = tuple(_compared(_reported(name, heard.get(name), state, settings, running, trouble), history) for name in others)
     warnings += [told for name in others if (told := session_history.alarm(name, history, now))]
     first, last, size = connection.execute(
@@ -241,9 +245,7 @@ def _own_state(
         return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {silence}"
     if behind:
         return State.CATCHING_UP, nodestate.behind_by(behind)
-    if quarantined:
-        return State.IN_SYNC, nodestate.could_not_be_applied(quarantined)
-    return State.IN_SYNC, None
+    return State.IN_SYNC, nodestate.at_rest(quarantined, state.doubt)
 
 
 def _silence(heard_ms: int, settings: Settings) -> str | None:

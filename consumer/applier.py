@@ -4,6 +4,7 @@ One thread calls it and owns its state and its database connection; pika's threa
 wait for the database (TRAPS 24).
 """
 
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
 from consumer import quarantine
 from consumer.gate import Assembly, Verdict
+from consumer.proof import Compared, Proof
 from consumer.replay import FAST_BYTES, References, Replayer, Unit
 from consumer.retries import Retries
 from consumer.standing import Standing, hindered
@@ -81,7 +83,8 @@ class Applier:
         self._ask = ask
         self._sessions = sessions
         self._session_number = 0
-        self._proven = self._equal_once = False
+        self._proof = Proof()
+        self._compared: queue.SimpleQueue[Compared] = queue.SimpleQueue()
         self.paused = False
         self._log = structlog.get_logger("applier")
         self._position = Position(1, 0)
@@ -131,8 +134,7 @@ class Applier:
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
         self._session_number = state.session_number
-        self._proven = state.proven_ms is not None
-        self._equal_once = state.equal_once
+        self._proof.load(state)
         self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
         known = nodestate.offsets(connection)
@@ -164,8 +166,9 @@ class Applier:
             needs_full_sync=self._needs,
             stuck=self._stuck,
             unanswered_s=None if self._unanswered is None else time.monotonic() - self._unanswered,
-            proven=self._proven,
-            equal_once=self._equal_once,
+            proven=self._proof.proven,
+            equal_once=self._proof.equal_once,
+            doubt=self._proof.doubt,
         )
 
     def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> int:
@@ -204,16 +207,16 @@ class Applier:
             self._needs = None
             self._give_up(connection, needs)
         elif over.differs:  # it follows the log all the same
-            self._proven = False
-            nodestate.save(connection, proven_ms=None)
+            self._proof.doubted(
+                connection, "it differs from the primary, and the full synchronization that was to mend that failed"
+            )
         nodestate.save(connection, **self._state_now())
         connection.commit()
         self.paused = False
 
-    def proved(self, equal: bool) -> None:
-        """A verification has compared this node with the primary; what it found is written down already."""
-        self._proven = equal and self._needs is None
-        self._equal_once = self._equal_once or equal
+    def compared(self, found: Compared) -> None:
+        """A verification has compared this node with the primary; any thread may call."""
+        self._compared.put(found)
 
     def _meet(self, connection: Connection, begun: Begun) -> bool:
         """Bring the log to rest where a session begins; whether it is paused from now on."""
@@ -515,6 +518,11 @@ class Applier:
             self._ask_if_missing(now)
         if self._quarantined and self._retries.work(connection, self._progress):
             self._count_quarantined(connection)
+        while not self._compared.empty():
+            found = self._compared.get()
+            if self._needs is None:
+                self._proof.compared(connection, found, self._lists.present.installed_ms)
+        self._proof.look(connection)
         if self._heard is not None and self._beats.highest != self._saved_beat:
             self._save_heard(connection, now - self._heard)
         if self._stuck != self._saved_stuck:
@@ -582,7 +590,7 @@ class Applier:
     def _give_up(self, connection: Connection, reason: str) -> None:
         if self._needs is not None:
             return
-        self._needs, self._unanswered, self._proven = reason, None, False
+        self._needs, self._unanswered, self._proof.proven = reason, None, False
         nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason, proven_ms=None)
         connection.commit()
         self._log.error("needs_full_sync", reason=reason)

@@ -43,10 +43,9 @@ from common.wire import Reader, Verified
 from consumer import install
 from consumer.differences import Packed, Part, Tally, compare, differing, keyed
 from consumer.inlet import Inlet
+from consumer.proof import Compared, forget_edits
 from consumer.scratch import Difference, Written
 from consumer.spool import Spool
-
-_AT_ONCE = 5_000
 
 
 def unlike(begin: Begin, listed: Listed, node: str) -> str | None:
@@ -135,6 +134,11 @@ class NodeSession:
     def differs(self) -> bool:
         """Whether this node is known not to be equal to the primary."""
         return bool(self._differ)
+
+    @property
+    def compared(self) -> Compared:
+        """What was found, at the session's position."""
+        return Compared(not self._differ, self._edits, self._lists.installed_ms)
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -348,9 +352,7 @@ class NodeSession:
         if found is None or found.installed_ms != self._lists.installed_ms:
             raise NotApplicable("`stsync install` has run on this node since the session began")
         connection.execute(delete(quarantine))
-        for start in range(0, len(self._edits), _AT_ONCE):
-            some = self._edits[start : start + _AT_ONCE]
-            connection.execute(delete(outbox).where(outbox.c.id.in_(some)))
+        forget_edits(connection, self._edits)
         position = Position(self.epoch, self._begin.sequence, self._begin.hash)
         nodestate.save(
             connection,
@@ -364,4 +366,6 @@ class NodeSession:
             last_full_sync_ms=nodestate.now_ms(),
             proven_ms=nodestate.now_ms(),
             equal_once=1,
+            doubt=None,
+            edits=0,
         )

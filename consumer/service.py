@@ -19,6 +19,7 @@ from common.session import Phase
 from common.troubles import Troubles
 from consumer.answers import Answers
 from consumer.applier import Applier
+from consumer.proof import Compared
 from consumer.reporter import Reporter
 from consumer.standing import Standing
 from consumer.synchronizer import Over, Synchronizer
@@ -192,14 +193,8 @@ class SecondaryService:
         self._stirred = time.monotonic()
         self._reporter.changed()
 
-    def _verified(self, equal: bool) -> None:
-        """What a verification found, of this node as it was a moment ago."""
-        with self._runtime.database.connect() as connection:
-            once = {"equal_once": 1} if equal else {}
-            if not equal or self._applier.standing().needs_full_sync is None:
-                nodestate.save(connection, proven_ms=nodestate.now_ms() if equal else None, **once)
-            connection.commit()
-        self._applier.proved(equal)
+    def _verified(self, found: Compared) -> None:
+        self._applier.compared(found)
 
     def _refused_in_session(self, exc: MessageRefused) -> None:
         with self._runtime.database.connect() as connection:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.changes import Position
 from common.errors import MessageRefused
-from common.nodestate import State, behind_by, could_not_be_applied
+from common.nodestate import State, at_rest, behind_by
 from common.session import Phase
 
 _HINDERS = frozenset({"signature", "certificate", "seal", "version", "malformed", "size", "epoch"})  # no time mends these
@@ -15,7 +15,8 @@ class Standing:
     """A secondary at one moment. `heard_s` is how long ago the primary was heard last; None: not since the start.
     `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for. `trouble` is what keeps it from
     applying anything now. `session`: how far a full synchronization is that has paused the log here. `proven`: it was seen to be equal
-    to the primary, and the log has led on from there; `equal_once`: it was at any time."""
+    to the primary, and the log has led on from there; `equal_once`: it was at any time; `doubt`: why it
+    has to be compared anew."""
 
     position: Position
     head: tuple[int, int]
@@ -31,6 +32,7 @@ class Standing:
     session: Phase | None = None
     proven: bool = False
     equal_once: bool = False
+    doubt: str | None = None
 
     @property
     def behind(self) -> int:
@@ -54,9 +56,7 @@ def describe(standing: Standing, offline_after_s: float) -> tuple[State, str | N
         return State.CATCHING_UP, f"nothing was heard from the primary {since}"
     if standing.behind:
         return State.CATCHING_UP, behind_by(standing.behind)
-    if standing.quarantined:
-        return State.IN_SYNC, could_not_be_applied(standing.quarantined)
-    return State.IN_SYNC, None
+    return State.IN_SYNC, at_rest(standing.quarantined, standing.doubt)
 
 
 def hindered(exc: MessageRefused, needed: int, head: int, *, silent: bool) -> str | None:

@@ -26,6 +26,7 @@ from common.stop import Stop
 from common.wire import MessageKind, Reader, Verified
 from consumer.answers import Answers
 from consumer.node_session import NodeSession, unlike
+from consumer.proof import Compared
 
 _TICK_S = 1.0
 _FIRST_WORD_S = 15.0  # the primary says each second that a session goes on; else it was over before it began here
@@ -50,7 +51,7 @@ class Over:
 
 
 class Synchronizer:
-    """See the module. `refused` counts a message that failed a check, `verified` is told whether this node is equal to the primary."""
+    """See the module. `refused` counts a message that failed a check, `verified` is told what a comparison found."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Synchronizer:
         *,
         primary: str,
         refused: Callable[[MessageRefused], None],
-        verified: Callable[[bool], None],
+        verified: Callable[[Compared], None],
     ) -> None:
         self._database = database
         self._settings = settings
@@ -210,7 +211,7 @@ class Synchronizer:
         if session is not None and session.done is not None:
             self._answers.say(session.done)
             if session.mode is not Mode.SYNC:
-                self._verified(not session.differs)
+                self._verified(session.compared)
             self._log.info("session_ended", mode=str(session.mode), result=str(session.done.result))
             self._end(Over(installed=session.installed))
 

@@ -86,7 +86,7 @@ def install(database: Database, settings: Settings) -> Plan:
         database.dialect.claim(connection, what.changed, what.dropped)
         for statement in what.statements:
             run(connection, statement)
-        _register_node(connection, settings)
+        _register_node(connection, settings, what)
         mark_installed(connection)
         connection.execute(delete(captured))
         shown = capture_check.standing(database.dialect, connection)
@@ -147,6 +147,18 @@ def _objections(database: Database, connection: Connection) -> Iterator[None]:
         raise found from exc
 
 
+def _doubt(layout: str, what: Plan) -> str | None:
+    """Why the nodes have to be compared after this, as a clause; None where nothing changed."""
+    tables = ", ".join(sorted(what.changed | what.dropped))
+    if layout != LAYOUT:
+        return f"it was upgraded (from {layout} to {LAYOUT})"
+    return (
+        f"the schema of {tables} changed, or the triggers or their lines in the list, before `stsync install`"
+        if tables
+        else None
+    )
+
+
 def _missing_tables(dialect: Dialect, connection: Connection) -> Iterable[str]:
     look = inspect(connection)
     existing = set(look.get_table_names())
@@ -174,11 +186,12 @@ def _outside_transaction(connection: Connection, statements: Iterable[str]) -> N
         driver.close()
 
 
-def _register_node(connection: Connection, settings: Settings) -> None:
+def _register_node(connection: Connection, settings: Settings, what: Plan) -> None:
     layout = connection.execute(select(node.c.version)).scalar()
     if layout is not None:
-        if layout != LAYOUT:  # whether it is equal to the primary is to be seen anew
-            connection.execute(node.update().values(version=LAYOUT, proven_ms=None))
+        doubt = _doubt(layout, what)
+        if doubt is not None:
+            connection.execute(node.update().values(version=LAYOUT, proven_ms=None, doubt=doubt))
         return
     first = settings.cluster.names[0]
     connection.execute(

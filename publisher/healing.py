@@ -8,6 +8,8 @@
    (Begin.careful).
 4. After each that did not help for good there is a pause, twice as long as the one before; from the third on it is an alarm.
 5. From time to time all that are heard are verified. Who differs is repaired where the settings say so.
+6. So are all where one was not since this service started, where something has put in doubt that one is equal, or the primary's own
+   changes were not captured for a while; again after pauses that double (DESIGN: dynamic synchronization at start).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from common import sessions
 from common.nodestate import State
 from common.session import Mode
-from common.session_history import drift, failures, last_done, last_missed
+from common.session_history import drift, failures, last_done, last_missed, last_seen, lately
 from common.sessions import Request
 from common.settings import SessionSettings
 
@@ -29,7 +31,7 @@ class Known:
     sequence: int
     equal_once: bool
     silent_s: float
-    reason: str | None = None
+    proven: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ def wanted(
     offline_after_s: float,
     settings: SessionSettings,
     outdated: bool,
+    doubted: bool = False,
     began_ms: int,
     now_ms: int,
 ) -> Wanted | None:
-    """What to begin now, if anything; `history`: the newest sessions, the newest first; `began_ms`: when this service did."""
+    """What to begin now, if anything; `history`: the newest sessions, the newest first; `began_ms`: when this service did; `doubted`:
+    whether it may be that this node's own changes did not reach anybody."""
     heard = {name: one for name, one in known.items() if one.silent_s <= offline_after_s}
     if outdated:
         return None
@@ -64,7 +68,22 @@ def wanted(
     settled = [name for name, one in heard.items() if one.state in (State.IN_SYNC, State.CATCHING_UP)]
     if settled and now_ms - looked > settings.verify_every_s * 1000:
         return Wanted(Mode.VERIFY, (), sessions.CLOCK)
+    complete = len(settled) == len(known) or now_ms - began_ms > offline_after_s * 1000
+    unsure = [
+        name
+        for name in settled
+        if known[name].equal_once
+        and not drift(name, history)
+        and (doubted or not known[name].proven or last_seen(name, history) < began_ms)
+    ]
+    if settings.verify_at_once and complete and unsure and _paused(history, settings, now_ms):
+        return Wanted(Mode.VERIFY, (), sessions.DOUBT)
     return None
+
+
+def _paused(history: Sequence[Request], settings: SessionSettings, now_ms: int) -> bool:
+    last = next((one.ended_ms for one in history if one.cause == sessions.DOUBT and one.ended_ms), None)
+    return last is None or now_ms - last > _pause_s(lately(sessions.DOUBT, history, now_ms), settings) * 1000
 
 
 def ahead(known: Mapping[str, Known], history: Sequence[Request], *, head: int, now_ms: int) -> list[str]:
@@ -99,5 +118,8 @@ def _rested(name: str, history: Sequence[Request], settings: SessionSettings, no
     last = next((one.ended_ms for one in history if one.nodes == (name,) and one.ended_ms), None)
     if not count or last is None:
         return True
-    pause_s = min(settings.rejoin_longest_pause_s, settings.rejoin_pause_s * 2.0 ** (count - 1))
-    return now_ms - last > pause_s * 1000
+    return now_ms - last > _pause_s(count, settings) * 1000
+
+
+def _pause_s(count: int, settings: SessionSettings) -> float:
+    return min(settings.rejoin_longest_pause_s, settings.rejoin_pause_s * 2.0 ** (count - 1))

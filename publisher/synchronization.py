@@ -104,7 +104,9 @@ class Synchronization:
         """Ask for what nodes need, or what it is time for."""
         now = nodestate.now_ms()
         known = {
-            row.name: Known(State(row.state), row.sequence, bool(row.equal_once), (now - row.heard_ms) / 1000)
+            row.name: Known(
+                State(row.state), row.sequence, bool(row.equal_once), (now - row.heard_ms) / 1000, bool(row.proven)
+            )
             for row in reading.execute(select(reports))
             if row.name in self._settings.cluster.names and row.name != self._settings.node.name
         }
@@ -119,6 +121,7 @@ class Synchronization:
             offline_after_s=self._settings.intervals.offline_after_s,
             settings=self._settings.sessions,
             outdated=outdated,
+            doubted=self._doubt(reading) is not None,
             began_ms=now - int((time.monotonic() - self._began) * 1000),
             now_ms=now,
         )
@@ -133,6 +136,10 @@ class Synchronization:
                 nodes=found.nodes or None,
                 timeout_s=self._settings.sessions.timeout_s,
             )
+
+    def _doubt(self, reading: Connection) -> str | None:
+        state = nodestate.read(reading)
+        return None if state is None else state.doubt
 
     def _outdated(self, connection: Connection, reading: Connection, ahead: Sequence[str]) -> bool:
         """Whether a node has ever been heard that has more of the log than this primary, since a person has last synchronized all."""
@@ -161,6 +168,8 @@ class Synchronization:
         now = time.monotonic()
         keeper.members = {name: Member(name, now) for name in names}
         keeper.start()
+        doubt = self._doubt(reading)
+        reading.rollback()
         self._log.info("session_began", mode=str(request.mode), cause=request.cause, nodes=list(names))
         phase, reason = Phase.RESUMED, None
         try:
@@ -186,6 +195,8 @@ class Synchronization:
         keeper.end(reason or keeper.passed)
         if request.mode is Mode.SYNC and request.cause == sessions.OPERATOR and phase is Phase.RESUMED:
             nodestate.save(connection, reason=None)  # a person has said which side is right; committed with the end
+        if doubt is not None and phase is Phase.RESUMED and keeper.all_equal:
+            nodestate.settle(connection, doubt)
         keeper.finish(connection, phase, reason)
         results = {name: str(member.done.result) for name, member in keeper.members.items() if member.done}
         self._log.info("session_ended", mode=str(request.mode), phase=str(phase), reason=reason, results=results)
@@ -313,6 +324,14 @@ class _Keeper:
         if found is None or found.cancelled:
             raise SessionEndedError("it was cancelled")
         self._leave_out_gone(now)
+
+    @property
+    def all_equal(self) -> bool:
+        """Whether every secondary is equal now, or was at the session's position."""
+        alike = self._request.mode is Mode.SYNC
+        found = [member.done for member in self.members.values()]
+        equal = all(done is not None and done.result is Result.DONE and (alike or not done.tables) for done in found)
+        return equal and self._request.nodes is None and self._request.mode is not Mode.REHEARSE
 
     def again(self, member: Member) -> None:
         """The position did not suit it; another may."""

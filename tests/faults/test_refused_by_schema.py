@@ -358,7 +358,7 @@ def test_a_table_that_was_altered_after_install_is_told(new_cluster: MakeCluster
         assert words in told
     assert ("the schema of unit changed" in told) is (database_kind != "sqlite" or what != "collation")
     assert node.command("install").returncode == 0
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
 
 
 @pytest.mark.parametrize("line", ["unit", "u*"], ids=["named", "glob"])
@@ -374,11 +374,11 @@ def test_a_listed_table_that_was_dropped_is_told(new_cluster: MakeCluster, datab
         expect(node.command("install"), 2, place)
     node.execute(UNIT)
     assert node.command("install").returncode == 0
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
 
 
 def unit_alone(new_cluster: MakeCluster, kind: str, line: str) -> Node:
     """A node with one table under capture, and no service."""
     found = new_cluster(kind, broker_url=NO_BROKER, nodes=("st1",), schema=(UNIT,), tables=f"{line}\n")
-    assert found.primary.status()["warnings"] == []
+    assert found.primary.faults() == []
     return found.primary

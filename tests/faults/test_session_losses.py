@@ -23,7 +23,7 @@ from tests.integration.conftest import MakeCluster
 from tests.integration.test_sync import fill, of, run, spoil
 
 TOPOLOGY = Topology("mft", ("st1", "st2", "st3"), "st1")
-SETTINGS = "[sessions]\nrejoin = false\nverify_every_s = 1e9\nsilent_s = 5.0\nchunk_bytes = 1024\n"
+SETTINGS = "[sessions]\nrejoin = false\nverify_every_s = 1e9\nverify_at_once = false\nsilent_s = 5.0\nchunk_bytes = 1024\n"
 
 
 def _ago(seconds: float) -> float:

@@ -42,7 +42,7 @@ def warned(node: Node) -> None:
 
 def installed(node: Node) -> None:
     assert node.command("install").returncode == 0
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
@@ -78,7 +78,7 @@ def test_sqlite_keeps_a_captured_column_and_renames_it_in_the_triggers(node: Nod
     """TRAPS 6: dropping it is refused with the trigger's name; renamed, it is captured under the name that the other nodes know."""
     with pytest.raises(DBAPIError, match="error in trigger stsync_"):
         node.execute(DROP)
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
     node.execute(RENAME)
     warned(node)
     node.execute("INSERT INTO unit VALUES (2, 'new', 'y')")

@@ -143,7 +143,7 @@ def test_names_that_need_quoting_and_filters_with_percent_signs(node: Node) -> N
 
 def test_a_schema_change_after_install_shows_in_status(node: Node) -> None:
     """TRAPS 6."""
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
     node.execute("ALTER TABLE unit ADD COLUMN added VARCHAR(10)")
     assert any("schema of unit changed" in warning for warning in node.status()["warnings"])
 

@@ -54,7 +54,7 @@ def test_a_row_that_a_trigger_changes_again_arrives_as_it_stands(
         again = capture.plan(primary.database, connection, primary.settings)
     assert again.sql, "`install` notices the new triggers"
     assert primary.command("install").returncode == 0
-    assert primary.status()["warnings"] == []
+    assert primary.faults() == []
     cluster.start()
     primary.execute("INSERT INTO item VALUES (1, 'one', 0), (2, 'two', 0), (7, 'seven', 0)")
     cluster.wait_equal()
@@ -506,7 +506,7 @@ def test_a_key_update_followed_by_triggers_arrives_as_it_stands(new_cluster: Mak
     cluster.primary.execute(trigger)
     assert any("other programs' triggers" in warning for warning in cluster.primary.status()["warnings"])
     assert cluster.primary.command("install").returncode == 0
-    assert cluster.primary.status()["warnings"] == []
+    assert cluster.primary.faults() == []
     cluster.primary.execute("UPDATE item SET id = 11 WHERE id = 1")
     cluster.wait_equal()
     cluster.primary.execute(

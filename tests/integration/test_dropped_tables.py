@@ -41,7 +41,7 @@ def list_everywhere(cluster: Cluster, tables: str) -> None:
 def goes_on(pipeline: Pipeline, table: str, *statements: str) -> None:
     """What the services have read by now, which know of the tables that are gone, is enough to capture and to apply these."""
     for node in pipeline.cluster.nodes.values():
-        assert node.status()["warnings"] == []
+        assert node.faults() == []
     pipeline.primary.execute(*statements)
     with capture_logs() as told:
         pipeline.move()

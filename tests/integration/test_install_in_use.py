@@ -99,7 +99,7 @@ def refused(node: Node) -> str:
     assert told.value.exit_code == 3
     assert written > 2
     capture.install(node.database, node.settings)
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
     return str(told.value)
 
 

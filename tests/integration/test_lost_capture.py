@@ -43,7 +43,7 @@ def mended(node: Node) -> None:
     done = node.command("install")
     assert done.returncode == 0, done.stderr
     assert "full synchronization is needed" in done.stderr
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
     assert "full synchronization" not in node.command("install").stderr
     before = node.rows("SELECT count(*) FROM stsync_outbox")[0][0]
     node.execute("INSERT INTO unit (id, name) VALUES (4711, 'x')")
@@ -146,7 +146,7 @@ def test_a_cascade_made_after_install_is_told_of(node: Node) -> None:
         node, "the list of tables does not fit the database", "hands deletes or key updates of parent on to unit", "RESTRICT"
     )
     node.execute("ALTER TABLE unit DROP CONSTRAINT c")
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
 
 
 def test_a_list_that_was_edited_and_not_installed_is_told_of(node: Node) -> None:
@@ -161,7 +161,7 @@ def test_a_list_that_was_edited_and_not_installed_is_told_of(node: Node) -> None
     ):
         assert len([one for one in told if words in one and "stsync install" in one]) == 1
     capture.install(node.database, node.settings)
-    assert node.status()["warnings"] == []
+    assert node.faults() == []
 
 
 def test_the_service_tells_its_log_once(new_cluster: MakeCluster) -> None:

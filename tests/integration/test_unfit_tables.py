@@ -33,7 +33,7 @@ def refused(cluster: Cluster, spoil: str, *words: str, mend: str) -> None:
             assert word in told
         node.execute(mend)
         assert node.command("install").returncode == 0
-        assert node.status()["warnings"] == []
+        assert node.faults() == []
 
 
 @pytest.mark.parametrize("database_kind", ["mariadb"])

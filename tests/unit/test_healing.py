@@ -11,7 +11,9 @@ from common.settings import SessionSettings
 from publisher.healing import Known, Wanted, ahead, wanted
 
 NOW = 10_000_000
-SETTINGS = SessionSettings(rejoin_pause_s=10.0, verify_every_s=600.0)
+SETTINGS = SessionSettings(rejoin_pause_s=10.0, verify_every_s=600.0, verify_at_once=False)
+AT_ONCE = SessionSettings(rejoin_pause_s=10.0, verify_every_s=600.0)
+LOOK = Wanted(Mode.VERIFY, (), sessions.DOUBT)
 
 
 def past(
@@ -31,6 +33,7 @@ def ask(
     settings: SessionSettings = SETTINGS,
     began_s: float = 5,
     outdated: bool = False,
+    doubted: bool = False,
 ) -> Wanted | None:
     return wanted(
         {"st2": known},
@@ -39,6 +42,7 @@ def ask(
         offline_after_s=10.0,
         settings=settings,
         outdated=outdated,
+        doubted=doubted,
         began_ms=NOW - int(began_s * 1000),
         now_ms=NOW,
     )
@@ -123,3 +127,47 @@ def test_a_verification_comes_when_it_is_time_and_drift_is_repaired_where_that_i
     repairing = SETTINGS.model_copy(update={"repair_drift": True})
     assert ask(WELL, drifted, settings=repairing) == Wanted(Mode.SYNC, ("st2",), sessions.DRIFT)
     assert session_history.drift("st2", [past(Mode.SYNC, "done", ago_s=50), drifted]) == []
+
+
+def test_who_was_not_looked_at_since_the_primary_started_is_compared() -> None:
+    assert ask(WELL, settings=AT_ONCE) == LOOK
+    assert ask(WELL) is None
+    assert ask(NEW, settings=AT_ONCE) == Wanted(Mode.SYNC, ("st2",), sessions.FIRST)
+    for mode in (Mode.SYNC, Mode.VERIFY):
+        assert ask(WELL, past(mode, "done", ago_s=3), settings=AT_ONCE) is None
+        assert ask(WELL, past(mode, "done", ago_s=6), settings=AT_ONCE) == LOOK
+    assert ask(WELL, past(Mode.REHEARSE, "done", ago_s=3), settings=AT_ONCE) == LOOK
+    assert ask(replace(WELL, silent_s=11.0), settings=AT_ONCE, began_s=60) is None
+    assert ask(WELL, settings=AT_ONCE, outdated=True) is None
+
+
+def test_it_is_waited_for_those_that_start_too_but_not_for_long() -> None:
+    def of_two(began_s: int) -> Wanted | None:
+        return wanted(
+            {"st2": WELL, "st3": replace(WELL, silent_s=100.0)},
+            [],
+            head=10,
+            offline_after_s=10.0,
+            settings=AT_ONCE,
+            outdated=False,
+            began_ms=NOW - began_s * 1000,
+            now_ms=NOW,
+        )
+
+    assert of_two(5) is None
+    assert of_two(11) == LOOK
+
+
+def test_who_is_in_doubt_is_compared_at_once_and_again_after_longer_and_longer() -> None:
+    looked = past(Mode.VERIFY, "done", ago_s=3)
+    doubted = replace(WELL, proven=False)
+    assert ask(doubted, looked, settings=AT_ONCE) == LOOK
+    assert ask(WELL, looked, settings=AT_ONCE, doubted=True) == LOOK
+    assert ask(doubted, looked) is None
+    failed = [past(Mode.VERIFY, "failed", ago_s=ago, cause=sessions.DOUBT) for ago in (39, 60, 80)]
+    assert ask(doubted, *failed[:1], settings=AT_ONCE) == LOOK
+    assert ask(doubted, *failed, settings=AT_ONCE) is None  # 40 s after the third
+    assert ask(doubted, past(Mode.VERIFY, "failed", ago_s=41, cause=sessions.DOUBT), *failed[1:], settings=AT_ONCE) == LOOK
+    tables = [{"table": "account", "rows_missing": 1, "rows_extra": 0, "rows_different": 0}]
+    differs = past(Mode.VERIFY, "done", ago_s=3, tables=tables)
+    assert ask(doubted, differs, settings=AT_ONCE) is None  # that is known
