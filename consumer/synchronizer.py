@@ -145,18 +145,27 @@ class Synchronizer:
         self._answers.open(begun.id, begun.epoch)
         self._epoch = begun.epoch
         self._heard = time.monotonic()
+        faulty = self._read_lists()
         here = self._lists.present
         self._session = session = NodeSession(
             self._database, self._settings, self._reader, here, begun.begin, begun.id, begun.epoch, begun.snapshot
         )
         self._log.info("session_began", mode=str(begun.begin.mode), sequence=begun.begin.sequence)
-        why = unlike(begun.begin, here.tables, self._settings.node.name)
+        why = faulty or unlike(begun.begin, here.tables, self._settings.node.name)
         if why is not None:
             self._answers.say(Ready(begun.begin.sequence, as_sentence(why)))
             self._end(Over(installed=False))
             return
         self._answers.say(Ready(begun.begin.sequence))
         self._do(session.look)
+
+    def _read_lists(self) -> str | None:
+        """What the tables are now, whether or not `install` has run since they were changed; why that cannot be said."""
+        try:
+            self._lists.load()
+        except StsyncError as exc:
+            return str(exc)
+        return None
 
     def _hear(self, delivery: Delivery) -> None:
         session = self._session

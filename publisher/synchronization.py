@@ -16,7 +16,7 @@ from common.bookkeeping import reports
 from common.broker import PublishLink
 from common.changes import Position
 from common.database import Database
-from common.errors import NotApplicable, Refused, Unavailable
+from common.errors import Misconfigured, NotApplicable, Refused, Unavailable
 from common.live_lists import LiveLists
 from common.nodestate import State
 from common.session import Done, Mode, Phase, Result, new_id
@@ -183,7 +183,7 @@ class Synchronization:
             phase, reason = Phase.FAILED, str(exc)
         except OSError as exc:
             phase, reason = Phase.FAILED, f"this node's disk: {exc.strerror}"
-        except NotApplicable as exc:
+        except (NotApplicable, Misconfigured) as exc:
             phase, reason = Phase.FAILED, str(exc)
         except Unavailable as exc:
             phase, reason = Phase.FAILED, str(exc)
@@ -212,6 +212,7 @@ class Synchronization:
         if not some:
             return False
         with self._database.connect(read_only=True) as reading:
+            self._lists.load()  # whether or not `install` has run since they were changed
             number = self._number(keeper.connection)
             leader = Leader(
                 self._database,

@@ -103,7 +103,8 @@ def _render(request: Request, document: dict[str, Any]) -> RenderableType:
     if request.reason:
         parts.append(Text(f"it did not come to its end: {request.reason}", style="red"))
     nodes = request.progress.get("nodes", [])
-    parts.append(_table(request.mode, nodes))
+    if nodes:
+        parts.append(_table(request.mode, nodes))
     for node in nodes:
         if node["reason"]:
             parts.append(Text(f"{node['name']}: {node['reason']}"))

@@ -86,7 +86,14 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
         connection.rollback()
         if state.role is not Role.PRIMARY:
             raise Refused(f"this node is a secondary; run this on the primary, {state.primary_name}")
-        number = _ask(connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
+        try:
+            number = _ask(connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
+        except Refused as exc:
+            if service_runs(database):
+                raise
+            raise Refused(
+                f"{exc}; it waits for this node's service, which does not run: start it with `stsync run`"
+            ) from exc
     with database.connect(read_only=True) as reading:
         if no_wait:
             found = _read(reading, number)

@@ -195,6 +195,26 @@ def test_another_schema_on_one_node_is_told_and_the_others_complete(new_cluster:
     assert cluster.nodes["st2"].rows("SELECT id FROM unit") == [(1,)]
 
 
+def test_a_schema_that_was_changed_behind_our_back_is_told_on_either_side(cluster: Cluster) -> None:
+    """Without `install` since, and while nothing else happens."""
+    cluster.primary.execute("INSERT INTO unit (id, name) VALUES (1, 'one')")
+    cluster.wait_equal()
+    st3 = cluster.nodes["st3"]
+    st3.execute("ALTER TABLE account ADD COLUMN more VARCHAR(5)")
+    code, document = run(cluster.primary, "sync")
+    assert (code, of(document, "st2")["result"], of(document, "st3")["result"]) == (1, "done", "refused")
+    assert "table account has a column more here" in of(document, "st3")["reason"]
+    assert st3.command("install").returncode == 0
+    for node in (cluster.primary, cluster.nodes["st2"]):
+        node.execute("ALTER TABLE account ADD COLUMN more VARCHAR(5)")
+    code, document = run(cluster.primary, "sync")
+    assert (code, [one["result"] for one in document["nodes"]]) == (0, ["done", "done"])
+    for node in (cluster.primary, cluster.nodes["st2"]):
+        assert node.command("install").returncode == 0
+    code, document = run(cluster.primary, "sync")
+    assert (code, [one["result"] for one in document["nodes"]]) == (0, ["done", "done"])
+
+
 def test_a_node_that_is_away_is_left_out_and_told(cluster: Cluster) -> None:
     fill(cluster, 20)
     cluster.nodes["st3"].kill()
