@@ -67,6 +67,7 @@ def drained(node: Node) -> bool:
     return not node.rows("SELECT 1 FROM stsync_outbox")
 
 
+@mostly("mariadb")
 def test_writers_do_not_notice_that_the_broker_is_away(
     new_cluster: MakeCluster, broker: PrivateRabbitMQ, database_kind: str
 ) -> None:
@@ -90,6 +91,7 @@ def test_writers_do_not_notice_that_the_broker_is_away(
     wait_told(lambda: primary.command("status").returncode == 0, primary.status)
 
 
+@mostly("postgresql")
 def test_a_dead_secondary_concerns_nobody_else(cluster: Cluster) -> None:
     """TRAPS 12: for two thousand changes; then it catches up."""
     primary, dead, other = cluster.primary, cluster.nodes["st2"], cluster.nodes["st3"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.conftest import wait_told
+from tests.faults.conftest import mostly, wait_told
 from tests.faults.test_rejoin import meet, sessions_of, settled, state_of, told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
@@ -38,6 +38,7 @@ def started(new_cluster: MakeCluster, kind: str, settings: str) -> Cluster:
     return cluster
 
 
+@mostly("sqlite")
 def test_changes_on_a_secondary_are_told_and_compared_at_once(new_cluster: MakeCluster, database_kind: str) -> None:
     cluster = started(new_cluster, database_kind, AT_ONCE)
     st2 = cluster.nodes["st2"]
@@ -72,6 +73,7 @@ def test_changes_that_were_undone_are_forgotten(new_cluster: MakeCluster, databa
     wait_told(lambda: "made on this node itself" in (doubt_of(st2) or ""), lambda: told(cluster))
 
 
+@mostly("mariadb")
 def test_an_upgrade_is_told_until_the_nodes_were_compared(new_cluster: MakeCluster, database_kind: str) -> None:
     cluster = started(new_cluster, database_kind, AT_ONCE)
     for node in cluster.nodes.values():
@@ -102,6 +104,7 @@ def test_a_new_schema_is_told_until_the_nodes_were_compared(new_cluster: MakeClu
     wait_told(lambda: settled(cluster) and cluster.primary.status()["warnings"] == [], lambda: told(cluster))
 
 
+@mostly("postgresql")
 @pytest.mark.parametrize("differs", [False, True])
 def test_all_are_compared_as_the_whole_cluster_starts_again(
     new_cluster: MakeCluster, database_kind: str, differs: bool

@@ -44,6 +44,7 @@ def test_a_killed_service_loses_nothing(cluster: Cluster, victim: str, seed: int
     assert_whole(cluster)
 
 
+@mostly("mariadb")
 @pytest.mark.parametrize("seed", [1, *LONG_SEEDS])
 def test_everything_killed_in_turn_loses_nothing(new_cluster: MakeCluster, database_kind: str, seed: int) -> None:
     """TRAPS 7, 8: every service, again and again, without waiting for any of them; change sets span several batches."""

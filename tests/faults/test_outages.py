@@ -149,6 +149,7 @@ def test_an_acknowledgement_that_the_broker_will_not_wait_for_loses_nothing(
         assert_whole(cluster, 30)
 
 
+@mostly("mariadb")
 def test_a_node_that_is_away_for_ten_thousand_changes_catches_up(new_cluster: MakeCluster, database_kind: str) -> None:
     """TRAPS 11, 12: its queue overflows and loses the oldest of them; the others are not concerned."""
     cluster = ready(new_cluster(database_kind), {"STSYNC_BROKER__QUEUE_MAX_BYTES": str(1 << 20)})

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from common.dialects.base import JsonNumber
 from common.schema import Column, ListedTable, Table
 from consumer.spellings import likeness
-from tests.faults.conftest import wait_arrived, wait_running, wait_told
+from tests.faults.conftest import mostly, wait_arrived, wait_running, wait_told
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
@@ -390,6 +390,7 @@ def test_changes_of_one_row_that_wait_heal_in_any_order(cluster: Cluster) -> Non
     assert node.rows("SELECT name, unit_id FROM account") == [("new", 2)]
 
 
+@mostly("mariadb")
 def test_a_great_many_overtaken_at_once(new_cluster: MakeCluster, database_kind: str) -> None:
     """TRAPS 29: more of them than a statement of any database takes parameters."""
     schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY, name VARCHAR(20))",)

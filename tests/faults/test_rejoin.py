@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tests.faults.conftest import wait_told
+from tests.faults.conftest import mostly, wait_told
 from tests.faults.test_broker_loss import do, purge
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
@@ -45,6 +45,7 @@ def prune(cluster: Cluster) -> None:
     cluster.primary.execute("DELETE FROM stsync_journal WHERE sequence < (SELECT sequence FROM stsync_node)")
 
 
+@mostly("mariadb")
 def test_a_node_past_retention_rejoins_by_itself_and_the_others_go_on(
     new_cluster: MakeCluster, database_kind: str, vhost_url: str
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_fresh_node_gets_what_there_is(new_cluster: MakeCluster, database_kind
         assert node.command("ready").returncode == 0, node.command("ready").stdout
 
 
+@mostly("postgresql")
 def test_a_node_that_has_more_is_not_emptied_by_first_contact(new_cluster: MakeCluster, database_kind: str) -> None:
     """Nobody has said yet that the primary is right; so it says what to do, and loops do not follow."""
     cluster = new_cluster(database_kind, nodes=("st1", "st2"), settings=BY_ITSELF)
@@ -100,6 +102,7 @@ def test_a_node_that_has_more_is_not_emptied_by_first_contact(new_cluster: MakeC
     assert st2.command("ready").returncode == 0
 
 
+@mostly("mariadb")
 def test_a_position_of_another_history_rejoins(new_cluster: MakeCluster, database_kind: str) -> None:
     cluster = new_cluster(database_kind, nodes=("st1", "st2"), settings=BY_ITSELF)
     cluster.start()
@@ -117,6 +120,7 @@ def test_a_position_of_another_history_rejoins(new_cluster: MakeCluster, databas
     cluster.wait_equal()
 
 
+@mostly("sqlite")
 def test_a_primary_that_is_behind_empties_nobody_by_itself(new_cluster: MakeCluster, database_kind: str) -> None:
     """DOMAIN §7: a restored node becomes primary with outdated data. Only a person can say which is right."""
     cluster = new_cluster(database_kind, nodes=("st1", "st2"), settings=BY_ITSELF)
@@ -144,6 +148,7 @@ def test_a_primary_that_is_behind_empties_nobody_by_itself(new_cluster: MakeClus
     assert not any("had more of the log" in one for one in primary.status()["warnings"])
 
 
+@mostly("postgresql")
 def test_drift_is_found_and_repaired_by_itself(new_cluster: MakeCluster, database_kind: str) -> None:
     settings = BY_ITSELF.replace("1e9", "1.0").replace("[journal]", "repair_drift = true\n[journal]")
     cluster = new_cluster(database_kind, settings=settings)

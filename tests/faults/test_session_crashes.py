@@ -17,7 +17,8 @@ SETTINGS = """
 [sessions]
 rejoin_pause_s = 0.5
 verify_every_s = 1e9
-silent_s = 4.0
+silent_s = 2.0
+verify_at_once = false
 """
 
 

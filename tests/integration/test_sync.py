@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.conftest import mostly
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
@@ -215,6 +216,7 @@ def test_a_schema_that_was_changed_behind_our_back_is_told_on_either_side(cluste
     assert (code, [one["result"] for one in document["nodes"]]) == (0, ["done", "done"])
 
 
+@mostly("sqlite")
 def test_a_node_that_is_away_is_left_out_and_told(cluster: Cluster) -> None:
     fill(cluster, 20)
     cluster.nodes["st3"].kill()
