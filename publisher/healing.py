@@ -9,7 +9,8 @@
 4. After each that did not help for good there is a pause, twice as long as the one before; from the third on it is an alarm.
 5. From time to time all that are heard are verified. Who differs is repaired where the settings say so.
 6. So are all where one was not since this service started, where something has put in doubt that one is equal, or the primary's own
-   changes were not captured for a while; again after pauses that double (DESIGN: dynamic synchronization at start).
+   changes were not captured for a while; again after pauses that double (DESIGN: dynamic synchronization at start). Of a node
+   that could not apply something it is known that it differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ class Known:
     equal_once: bool
     silent_s: float
     proven: bool = True
+    quarantined: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def wanted(
         name
         for name in settled
         if known[name].equal_once
+        and not known[name].quarantined
         and not drift(name, history)
         and (doubted or not known[name].proven or last_seen(name, history) < began_ms)
     ]

@@ -105,7 +105,12 @@ class Synchronization:
         now = nodestate.now_ms()
         known = {
             row.name: Known(
-                State(row.state), row.sequence, bool(row.equal_once), (now - row.heard_ms) / 1000, bool(row.proven)
+                State(row.state),
+                row.sequence,
+                bool(row.equal_once),
+                (now - row.heard_ms) / 1000,
+                proven=bool(row.proven),
+                quarantined=row.quarantined,
             )
             for row in reading.execute(select(reports))
             if row.name in self._settings.cluster.names and row.name != self._settings.node.name

@@ -164,6 +164,7 @@ def test_who_is_in_doubt_is_compared_at_once_and_again_after_longer_and_longer()
     assert ask(doubted, looked, settings=AT_ONCE) == LOOK
     assert ask(WELL, looked, settings=AT_ONCE, doubted=True) == LOOK
     assert ask(doubted, looked) is None
+    assert ask(replace(doubted, quarantined=1), looked, settings=AT_ONCE) is None  # that it differs is known, and told
     failed = [past(Mode.VERIFY, "failed", ago_s=ago, cause=sessions.DOUBT) for ago in (39, 60, 80)]
     assert ask(doubted, *failed[:1], settings=AT_ONCE) == LOOK
     assert ask(doubted, *failed, settings=AT_ONCE) is None  # 40 s after the third
