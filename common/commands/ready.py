@@ -8,6 +8,7 @@ import typer
 from common import exits, nodestate, readiness, status
 from common.commands.options import ConfigOption
 from common.database import Database
+from common.errors import Unavailable
 from common.nodestate import State
 from common.settings import Settings, load_settings
 
@@ -40,6 +41,13 @@ def ready(
 
 
 def _obstacle(database: Database, settings: Settings) -> str | None:
+    try:
+        return _of_now(database, settings)
+    except Unavailable as exc:  # it may come
+        return str(exc)
+
+
+def _of_now(database: Database, settings: Settings) -> str | None:
     document = status.read(database, settings).document
     with database.connect(read_only=True) as connection:
         node = nodestate.read_installed(connection, settings)

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -64,7 +64,7 @@ def of(document: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 21))])
 def test_every_secondary_is_equal_afterwards_and_keeps_what_is_its_own(cluster: Cluster, seed: int) -> None:
     """TRAPS 28, 32; DOMAIN §8."""
     fill(cluster)
@@ -149,6 +149,23 @@ def test_writers_are_not_blocked_and_lose_nothing(cluster: Cluster) -> None:
     assert run(cluster.primary, "verify")[0] == 0
 
 
+@pytest.mark.long
+def test_two_hundred_transactions_a_second_go_on_through_one_after_the_other(cluster: Cluster) -> None:
+    fill(cluster)
+    began, pace = time.monotonic(), [writing(cluster.primary, 0.02, first=100_000 * n) for n in range(1, 6)]
+    with ExitStack() as stack:
+        counts = [stack.enter_context(one) for one in pace]
+        for seed in range(6, 14):
+            for node in cluster.secondaries:
+                node.execute(f"UPDATE login SET digest = 'wrong {seed}' WHERE account_id < 100")
+            code, document = run(cluster.primary, "sync", *(["--full"] if seed % 2 else []))
+            assert code == 0, document
+    done, seconds = sum(one[0] for one in counts), time.monotonic() - began
+    cluster.wait_equal()
+    assert run(cluster.primary, "verify")[0] == 0
+    assert done > 100 * seconds, f"{done} transactions in {seconds:.0f} s: too few to show anything"
+
+
 def test_it_is_refused_where_it_cannot_be_served(cluster: Cluster) -> None:
     """INTERFACE: exit 3 on a secondary, naming the primary; where the service does not run; while another session runs."""
     fill(cluster, 10)
@@ -231,7 +248,7 @@ def test_a_node_that_is_away_is_left_out_and_told(cluster: Cluster) -> None:
 
 
 @contextmanager
-def writing(node: Node, pace_s: float = 0.005) -> Iterator[list[int]]:
+def writing(node: Node, pace_s: float = 0.005, first: int = 10_000) -> Iterator[list[int]]:
     """A program that changes single rows all the time; how many it has committed."""
     counted = [0]
     stop = threading.Event()
@@ -245,7 +262,7 @@ def writing(node: Node, pace_s: float = 0.005) -> Iterator[list[int]]:
                 if one % 3 == 0:
                     node.execute("UPDATE account SET note = :note WHERE id = :id", note=f"w{one}", id=one % 10)
                 else:
-                    node.execute("INSERT INTO unit (id, name) VALUES (:id, :name)", id=10_000 + one, name=f"w{one}")
+                    node.execute("INSERT INTO unit (id, name) VALUES (:id, :name)", id=first + one, name=f"w{first + one}")
                 time.sleep(pace_s)
         except BaseException as exc:
             errors.append(exc)
