@@ -221,6 +221,7 @@ class Applier:
     def _meet(self, connection: Connection, begun: Begun) -> bool:
         """Bring the log to rest where a session begins; whether it is paused from now on."""
         self._apply_ready(connection)
+        self._take_compared(connection)  # before another one changes what it was about
         sequence = self._position.sequence
         if self._sessions is None:
             return False
@@ -518,16 +519,19 @@ class Applier:
             self._ask_if_missing(now)
         if self._quarantined and self._retries.work(connection, self._progress):
             self._count_quarantined(connection)
-        while not self._compared.empty():
-            found = self._compared.get()
-            if self._needs is None:
-                self._proof.compared(connection, found, self._lists.present.installed_ms)
+        self._take_compared(connection)
         self._proof.look(connection)
         if self._heard is not None and self._beats.highest != self._saved_beat:
             self._save_heard(connection, now - self._heard)
         if self._stuck != self._saved_stuck:
             nodestate.save(connection, **self._state_now())
             connection.commit()
+
+    def _take_compared(self, connection: Connection) -> None:
+        while not self._compared.empty():
+            found = self._compared.get()
+            if self._needs is None:
+                self._proof.compared(connection, found, self._lists.present.installed_ms)
 
     def _save_heard(self, connection: Connection, age_s: float) -> None:
         """Each heartbeat's number is kept, so that an older one is known as such after a restart too (TRAPS 34)."""

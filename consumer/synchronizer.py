@@ -218,9 +218,9 @@ class Synchronizer:
             return
         self._heard = time.monotonic()  # what came meanwhile is still to be read
         if session is not None and session.done is not None:
-            self._answers.say(session.done)
             if session.mode is not Mode.SYNC:
-                self._verified(session.compared)
+                self._verified(session.compared)  # first: whoever hears that it is over may begin the next
+            self._answers.say(session.done)
             self._log.info("session_ended", mode=str(session.mode), result=str(session.done.result))
             self._end(Over(installed=session.installed))
 

@@ -23,7 +23,7 @@ _FIRST_LOOK_S, _LOOK_S = 0.02, 0.1
 _BEGIN_S = 1.0  # within which a service that runs has begun a session
 _SERVICE_S = 3.0
 _PARTING_S = 20.0
-_PATIENCE_S = 60.0
+_GIVES_WAY_S, _PATIENCE_S = 3.0, 60.0
 Timeout = Annotated[
     float | None,
     typer.Option(
@@ -110,16 +110,19 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
 
 
 def _ask(connection: Connection, mode: Mode, *, full: bool, timeout_s: float) -> int:
-    """What the service does by itself is short, mostly: it is waited for. Raises Refused."""
-    until = time.monotonic() + _PATIENCE_S
+    """What the service does by itself is short, mostly: it is waited for; a verification that is not gives way. Raises Refused."""
+    began = time.monotonic()
     while True:
         try:
             return sessions.ask(connection, mode, full=full, timeout_s=timeout_s)
         except Refused:
             found = sessions.newest_open(connection)
             connection.rollback()
-            if (found is not None and found.cause == sessions.OPERATOR) or time.monotonic() > until:
+            waited_s = time.monotonic() - began
+            if (found is not None and found.cause == sessions.OPERATOR) or waited_s > _PATIENCE_S:
                 raise
+            if found is not None and found.mode is Mode.VERIFY and waited_s > _GIVES_WAY_S and not found.cancelled:
+                sessions.cancel(connection, found.id)
         time.sleep(_LOOK_S)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import mostly
+from common import sessions
+from common.session import Mode
+from tests.faults.conftest import frozen, mostly
 from tests.harness import Cluster, Node, wait_for
 from tests.integration.conftest import MakeCluster
 
@@ -344,6 +346,22 @@ def test_full_sends_every_row_and_comes_to_the_same(cluster: Cluster) -> None:
     assert of(document, "st3")["rows_received"] == 20 + 100 + 50 + 1
     assert cluster.differences() == []
     assert cluster.nodes["st2"].rows("SELECT DISTINCT last_login FROM account") == [("here",)]
+
+
+@mostly("sqlite")
+def test_a_verification_that_nobody_asked_for_gives_way(cluster: Cluster) -> None:
+    fill(cluster, 20)
+    st3 = cluster.nodes["st3"].process
+    assert st3 is not None
+    with frozen(st3):  # it would be waited for
+        with cluster.primary.database.connect() as connection:
+            number = sessions.ask(connection, Mode.VERIFY, cause=sessions.CLOCK, timeout_s=600.0)
+        code, document = run(cluster.primary, "sync")
+        assert (code, of(document, "st2")["result"]) == (1, "done")
+        ((phase, reason),) = cluster.primary.rows("SELECT phase, reason FROM stsync_sessions WHERE id = :id", id=number)
+        assert (phase, reason) == ("failed", "it was cancelled")
+    assert run(cluster.primary, "sync")[0] == 0
+    cluster.wait_equal()
 
 
 def test_of_two_who_ask_at_once_one_is_refused(cluster: Cluster) -> None:
