@@ -520,7 +520,6 @@ class Applier:
         if self._quarantined and self._retries.work(connection, self._progress):
             self._count_quarantined(connection)
         self._take_compared(connection)
-        self._proof.look(connection)
         if self._heard is not None and self._beats.highest != self._saved_beat:
             self._save_heard(connection, now - self._heard)
         if self._stuck != self._saved_stuck:
@@ -545,6 +544,7 @@ class Applier:
         )
         before = self._offset_ms
         self._offset_ms = nodestate.save_offset(connection, self._primary, before, self._freshness.offset_ms(self._primary))
+        self._proof.look(connection)
         connection.commit()
         if self._offset_ms and not before:
             self._log.warning("clock_differs", reason=sentence(self._primary, self._offset_ms))

@@ -44,16 +44,14 @@ class Proof:
         self.doubt, self._edits = state.doubt, state.edits
 
     def look(self, connection: Connection) -> None:
-        """Now and then: whether somebody has changed listed tables here; commits."""
+        """Now and then, in a transaction of the caller's, who commits it: whether somebody has changed listed tables here."""
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
         newer = self._newer(connection)
-        if newer is None:
-            connection.rollback()
-            return
-        self._edits = newer
-        self.doubted(connection, _EDITED)
+        if newer is not None:
+            self.proven, self.doubt, self._edits = False, _EDITED, newer
+            nodestate.save(connection, proven_ms=None, doubt=_EDITED, edits=newer)
 
     def doubted(self, connection: Connection, reason: str) -> None:
         """It has to be compared anew; commits."""
