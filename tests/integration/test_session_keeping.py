@@ -1,0 +1,232 @@
+"""Whom the primary waits for in a session, when it ends one, and what it writes down of it, on a real database (DESIGN §8)."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.engine import Connection
+
+from common import nodestate, session_history, sessions
+from common.bookkeeping import reports
+from common.changes import Position
+from common.nodestate import State
+from common.session import Done, Mode, Phase, Progress, Ready, Result, TableCompared
+from common.stop import Stop
+from publisher.leading import SessionEndedError
+from publisher.members import Member
+from publisher.synchronization import _Keeper
+from tests.conftest import NewDatabase
+from tests.harness import NO_BROKER, QUIET, Node, make_cluster
+
+SILENT_S = 20.0
+WELL = Done(Result.DONE, None)
+
+
+@pytest.fixture
+def primary(tmp_path: Path, new_database: NewDatabase) -> Iterator[Node]:
+    """One whose service does not run."""
+    schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY)",)
+    settings = QUIET + f"silent_s = {SILENT_S}\n"
+    made = make_cluster(tmp_path / "c", "sqlite", NO_BROKER, new_database, schema=schema, tables="item\n", settings=settings)
+    yield made.primary
+    for one in made.nodes.values():
+        one.close()
+
+
+@pytest.fixture
+def connection(primary: Node) -> Iterator[Connection]:
+    with primary.database.connect() as found:
+        yield found
+
+
+class Session:
+    """A session that was asked for, and its keeper; what nodes report is put down here."""
+
+    def __init__(self, primary: Node, connection: Connection, mode: Mode = Mode.SYNC, **asked: Any) -> None:
+        self.connection = connection
+        self.stop = Stop()
+        self.number = sessions.ask(connection, mode, **({"timeout_s": 60.0} | asked))
+        request = sessions.read(connection, self.number)
+        connection.rollback()
+        assert request is not None
+        self.keeper = _Keeper(connection, connection, primary.settings, request, self.stop)
+        self.keeper.members = {name: Member(name, time.monotonic()) for name in ("st2", "st3")}
+
+    def reported(self, name: str, state: State, ago_s: float) -> None:
+        self.connection.execute(
+            reports.insert().values(
+                name=name,
+                number=1,
+                state=state,
+                epoch=1,
+                sequence=1,
+                hash=b"",
+                quarantined=0,
+                refused_json="{}",
+                heard_ms=nodestate.now_ms() - int(ago_s * 1000),
+            )
+        )
+        self.connection.commit()
+
+    def answered(self, name: str, ago_s: float, *, ready: bool = True) -> Member:
+        member = self.keeper.members[name]
+        if ready:
+            member.take(1, Ready(1))
+        member.began = member.at = time.monotonic() - ago_s
+        return member
+
+    def result(self, name: str) -> tuple[str, str] | None:
+        done = self.keeper.members[name].done
+        return None if done is None else (str(done.result), done.reason or "")
+
+    def tick(self) -> None:
+        self.keeper.tick(Phase.CHUNKS)
+
+
+@pytest.fixture
+def session(primary: Node, connection: Connection) -> Session:
+    return Session(primary, connection)
+
+
+def test_who_falls_silent_is_not_waited_for(session: Session) -> None:
+    session.answered("st2", SILENT_S + 1)
+    session.answered("st3", SILENT_S - 1)
+    session.tick()
+    found = session.result("st2")
+    assert found is not None
+    assert found[0] == "unreachable"
+    assert "nothing was heard from it for 20 s, in the phase pausing" in found[1]
+    assert session.result("st3") is None
+
+
+def test_who_was_never_heard_is_not_waited_for(session: Session) -> None:
+    session.answered("st2", SILENT_S + 1, ready=False)
+    session.tick()
+    assert (session.result("st2") or ("",))[0] == "unreachable"
+
+
+def test_who_is_busy_is_waited_for_as_long_as_nobody_else_has_to_wait(session: Session) -> None:
+    session.answered("st2", SILENT_S + 1, ready=False)
+    session.reported("st2", State.CATCHING_UP, 0.5)
+    session.answered("st3", 0.1, ready=False)
+    session.tick()
+    assert session.result("st2") is None
+    session.answered("st3", 0.1)
+    session.keeper._saved_at = 0.0
+    session.tick()
+    found = session.result("st2")
+    assert found is not None
+    assert found[0] == "unreachable"
+    assert "it is busy" in found[1]
+    assert session.result("st3") is None
+
+
+def test_who_goes_on_with_the_log_meanwhile_has_given_the_session_up(session: Session) -> None:
+    session.answered("st2", 6.0)
+    session.reported("st2", State.CATCHING_UP, 1.0)
+    session.answered("st3", 6.0)
+    session.reported("st3", State.PAUSED, 1.0)
+    session.tick()
+    assert session.result("st2") == ("failed", "its service was started again meanwhile, or has given the session up")
+    assert session.result("st3") is None
+
+
+def test_who_said_that_it_goes_on_before_it_paused_has_not(session: Session) -> None:
+    session.answered("st2", 6.0)
+    session.reported("st2", State.CATCHING_UP, 7.0)
+    session.tick()
+    assert session.result("st2") is None
+
+
+def test_nobody_pauses_to_be_compared(primary: Node, connection: Connection) -> None:
+    session = Session(primary, connection, Mode.VERIFY)
+    session.answered("st2", 6.0)
+    session.reported("st2", State.IN_SYNC, 1.0)
+    session.tick()
+    assert session.result("st2") is None
+
+
+def test_who_has_not_been_heard_lately_is_left_out_from_the_beginning(session: Session) -> None:
+    session.reported("st3", State.IN_SYNC, 1.0)
+    session.keeper.leave_out_silent()
+    assert session.result("st2") == ("unreachable", "nothing was heard from it so far")
+    assert session.result("st3") is None
+
+
+def test_it_ends_when_somebody_or_its_time_ends_it(primary: Node, connection: Connection, session: Session) -> None:
+    sessions.cancel(connection, session.number)
+    with pytest.raises(SessionEndedError, match="it was cancelled"):
+        session.tick()
+    sessions.save(connection, session.number, phase=Phase.FAILED)
+    late = Session(primary, connection, timeout_s=5.0)
+    late.keeper._began -= 6.0
+    with pytest.raises(SessionEndedError, match="longer than 5 s"):
+        late.tick()
+    late.stop.set()
+    with pytest.raises(SessionEndedError, match="is being stopped"):
+        late.tick()
+
+
+def test_whom_it_is_for_is_written_down_before_it_begins(session: Session) -> None:
+    """So that whoever it was for has missed it if the primary dies."""
+    session.keeper.start()
+    sessions.save(session.connection, session.number, phase=Phase.FAILED, reason="its process died")
+    history = sessions.latest(session.connection)
+    for name in ("st2", "st3"):
+        assert "its process died" in (session_history.missed(name, history) or "")
+
+
+def test_how_it_ended_is_written_down_of_each(session: Session) -> None:
+    session.keeper.start()
+    session.keeper.position = Position(1, 5)
+    session.answered("st2", 0.1).take(2, WELL)
+    session.keeper.end("the primary's reason")
+    session.keeper.finish(session.connection, Phase.RESUMED, None)
+    found = sessions.read(session.connection, session.number)
+    assert found is not None
+    assert (found.phase, found.position) == (Phase.RESUMED, (1, 5))
+    assert found.ended_ms is not None
+    assert [(one["name"], one["result"], one["reason"]) for one in found.progress["nodes"]] == [
+        ("st2", "done", None),
+        ("st3", "failed", "the primary's reason"),
+    ]
+
+
+DIFFERS = Done(Result.DONE, None, (TableCompared("item", missing=1),))
+FAILED = Done(Result.FAILED, "why")
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "others", "equal"),
+    [
+        (Mode.SYNC, None, WELL, True),
+        (Mode.SYNC, None, DIFFERS, True),  # what was written there
+        (Mode.VERIFY, None, WELL, True),
+        (Mode.VERIFY, None, DIFFERS, False),
+        (Mode.VERIFY, None, FAILED, False),
+        (Mode.SYNC, None, Done(Result.UNREACHABLE, "why"), False),
+        (Mode.SYNC, None, Done(Result.REFUSED, "why"), False),
+        (Mode.SYNC, None, None, False),
+        (Mode.SYNC, ("st2", "st3"), WELL, False),  # not all were asked
+        (Mode.REHEARSE, None, WELL, False),
+    ],
+)
+def test_all_are_equal_only_where_each_took_part_and_came_to_be(
+    primary: Node, connection: Connection, mode: Mode, nodes: tuple[str, ...] | None, others: Done | None, *, equal: bool
+) -> None:
+    session = Session(primary, connection, mode, nodes=nodes)
+    session.keeper.members["st2"].end(WELL)
+    if others is not None:
+        session.keeper.members["st3"].end(others)
+    assert session.keeper.all_equal is equal
+
+
+def test_whom_another_position_may_suit_is_asked_again(session: Session) -> None:
+    member = session.keeper.members["st2"]
+    member.take(1, Ready(1, "it stands elsewhere", again=True))
+    member.take(0, Progress(Phase.FAILED, 1, 0))
+    session.keeper.again(member)
+    assert session.keeper.members["st2"].takes_part
+    assert session.keeper.passed == "it stands elsewhere"
