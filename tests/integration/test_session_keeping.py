@@ -1,24 +1,33 @@
 """Whom the primary waits for in a session, when it ends one, and what it writes down of it, on a real database (DESIGN §8)."""
 
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy.engine import Connection
 
 from common import nodestate, session_history, sessions
 from common.bookkeeping import reports
+from common.broker import Delivery
 from common.changes import Position
 from common.nodestate import State
 from common.session import Done, Mode, Phase, Progress, Ready, Result, TableCompared
 from common.stop import Stop
-from publisher.leading import SessionEndedError
+from common.wire import MessageKind, encode_body
+from publisher.control import Control
+from publisher.leading import Heard, SessionEndedError
 from publisher.members import Member
-from publisher.synchronization import _Keeper
+from publisher.relay import Relay
+from publisher.synchronization import Synchronization, _Keeper
 from tests.conftest import NewDatabase
-from tests.harness import NO_BROKER, QUIET, Node, make_cluster
+from tests.harness import NO_BROKER, QUIET, Node, make_cluster, wait_for
+from tests.pipeline import _built
 
 SILENT_S = 20.0
 WELL = Done(Result.DONE, None)
@@ -28,7 +37,7 @@ WELL = Done(Result.DONE, None)
 def primary(tmp_path: Path, new_database: NewDatabase) -> Iterator[Node]:
     """One whose service does not run."""
     schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY)",)
-    settings = QUIET + f"silent_s = {SILENT_S}\n"
+    settings = QUIET + f"silent_s = {SILENT_S}\n[intervals]\noffline_after_s = 1.0\n"
     made = make_cluster(tmp_path / "c", "sqlite", NO_BROKER, new_database, schema=schema, tables="item\n", settings=settings)
     yield made.primary
     for one in made.nodes.values():
@@ -149,7 +158,7 @@ def test_nobody_pauses_to_be_compared(primary: Node, connection: Connection) -> 
 
 
 def test_who_has_not_been_heard_lately_is_left_out_from_the_beginning(session: Session) -> None:
-    session.reported("st3", State.IN_SYNC, 1.0)
+    session.reported("st3", State.IN_SYNC, 0.0)
     session.keeper.leave_out_silent()
     assert session.result("st2") == ("unreachable", "nothing was heard from it so far")
     assert session.result("st3") is None
@@ -230,3 +239,105 @@ def test_whom_another_position_may_suit_is_asked_again(session: Session) -> None
     session.keeper.again(member)
     assert session.keeper.members["st2"].takes_part
     assert session.keeper.passed == "it stands elsewhere"
+
+
+@contextmanager
+def leading(primary: Node) -> Iterator[None]:
+    """What serves requests runs in this process; no node has ever been heard, so that nothing is said to any."""
+    parts, lists = _built(primary)
+    relay = Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.present, parts.state.position)
+    assert relay.drain() is None
+    nobody, stop = cast(Any, None), Stop()
+    serving = Synchronization(
+        parts.database,
+        parts.settings,
+        parts.topology,
+        writer=parts.writer,
+        link=nobody,
+        relay=relay,
+        sender=nobody,
+        lists=lists,
+        drained=nobody,
+    )
+    thread = threading.Thread(target=partial(serving.loop, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        relay.close()
+
+
+def phase_of(primary: Node, number: int) -> str:
+    return str(primary.rows("SELECT phase FROM stsync_sessions WHERE id = :id", id=number)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause", "kept"),
+    [
+        (Mode.SYNC, sessions.OPERATOR, False),
+        (Mode.VERIFY, sessions.OPERATOR, True),
+        (Mode.REHEARSE, sessions.OPERATOR, True),
+        (Mode.SYNC, sessions.REJOIN, True),
+        (Mode.SYNC, sessions.FIRST, True),
+    ],
+)
+def test_that_the_primary_is_right_is_said_by_nobody_but_a_person_who_synchronizes(
+    primary: Node, connection: Connection, mode: Mode, cause: str, *, kept: bool
+) -> None:
+    """DOMAIN §7: whether a primary may be the outdated one."""
+    nodestate.save(connection, reason="a node had more of the log")
+    number = sessions.ask(connection, mode, cause=cause, timeout_s=60.0)
+    with leading(primary):
+        wait_for(lambda: phase_of(primary, number) == "resumed", "the end")
+    assert bool(primary.rows("SELECT reason FROM stsync_node")[0][0]) is kept
+
+
+def test_what_a_process_that_died_had_begun_is_given_up_and_what_was_asked_for_is_served(
+    primary: Node, connection: Connection
+) -> None:
+    begun = sessions.ask(connection, Mode.SYNC, timeout_s=60.0)
+    sessions.save(connection, begun, phase=Phase.CHUNKS, began_ms=nodestate.now_ms())
+    with leading(primary):
+        wait_for(lambda: phase_of(primary, begun) == "failed", "the end of the one that had begun")
+    assert primary.rows("SELECT reason, ended_ms IS NULL FROM stsync_sessions") == [
+        ("this node's service ended while the session ran", 0)
+    ]
+    asked = sessions.ask(connection, Mode.SYNC, timeout_s=60.0)
+    with leading(primary):
+        wait_for(lambda: phase_of(primary, asked) == "resumed", "the one that was asked for")
+
+
+def test_an_answer_of_long_ago_or_of_no_secondary_does_not_count(primary: Node, connection: Connection) -> None:
+    """TRAPS 34."""
+    parts, _ = _built(primary)
+    heard: list[Heard] = []
+    control = Control(
+        parts.database,
+        parts.settings,
+        parts.topology,
+        writer=parts.writer,
+        reader=parts.reader,
+        link=cast(Any, None),
+        head=lambda: parts.state.position,
+        on_numbers=lambda _first: None,
+        on_answer=heard.append,
+    )
+    control.start(connection)
+    beside = replace(primary, name="st2", home=primary.home.parent / "st2")
+    writer = _built(beside)[0].writer
+    session = b"\1" * 16
+
+    def arrive(kind: MessageKind, ago_s: float) -> None:
+        writer._clock = lambda: time.time() - ago_s
+        body = encode_body(Ready(7))
+        message = writer.write(kind, body, epoch=1, sequence=1, previous=session, audience="st1", expires_in_s=60.0)
+        control.take(connection, [Delivery(message, 1, "st2", redelivered=False, generation=1)])
+
+    arrive(MessageKind.ANSWER, 4000.0)
+    arrive(MessageKind.SESSION, 0.0)
+    assert heard == []
+    assert set(primary.rows("SELECT kind FROM stsync_refusals")) == {("expired",), ("sender",)}
+    arrive(MessageKind.ANSWER, 0.0)
+    assert heard == [Heard("st2", session, 1, Ready(7))]

@@ -15,11 +15,13 @@ from common.changes import GENESIS
 from common.digests import whole
 from common.session import Begin, Cancel, Chunk, ColumnShape, End, Manifest, Mode, Said, TableShape, new_id
 from common.stop import Stop
-from common.wire import MessageKind, encode_body
+from common.wire import Heartbeat, MessageKind, encode_body
+from consumer import synchronizer
 from consumer.answers import Answers
 from consumer.applier import Applier
 from consumer.proof import Compared
 from consumer.synchronizer import Begun, Over, Synchronizer
+from publisher.relay import Relay
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, QUIET, Cluster, make_cluster, wait_for
 from tests.pipeline import _built
@@ -225,6 +227,21 @@ def test_who_hears_nothing_of_the_primary_gives_it_up(pair: Cluster, st2: Second
     assert st2.rows() == []
 
 
+def test_a_session_that_was_over_before_it_began_here_is_soon_given_up(
+    pair: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The primary says each second that one goes on."""
+    monkeypatch.setattr(synchronizer, "_FIRST_WORD_S", 0.5)
+    config = pair.nodes["st2"].config
+    config.write_text(config.read_text().replace("silent_s = 3.0", "silent_s = 1000.0"))
+    st2, primary = Secondary(pair), Primary(pair)
+    try:
+        st2.begin(primary)
+        assert st2.over() == Over(installed=False)
+    finally:
+        st2.close()
+
+
 def test_what_is_not_equal_in_the_end_is_not_installed(pair: Cluster, st2: Secondary) -> None:
     """Somebody's own trigger changes what is written."""
     st2.node.execute("CREATE TRIGGER own AFTER INSERT ON item BEGIN UPDATE item SET note = 'own' WHERE id = NEW.id; END")
@@ -397,3 +414,32 @@ def test_who_needed_a_full_synchronization_before_one_that_failed_does_so_after(
     log.arrive(begins(Mode.VERIFY, number=2, at=(0, GENESIS)))
     assert [again for _, again in log.asked.refused] == [False]
     assert len(log.asked.begun) == 1
+
+
+def test_a_comparison_of_before_is_no_proof_of_who_needs_a_full_synchronization_by_now(log: Log) -> None:
+    log.node.execute("UPDATE stsync_node SET state = 'needs_full_sync', reason = 'past retention'")
+    log.applier.load(log.connection)
+    log.applier.compared(Compared(True, [], log.applier._lists.present.installed_ms))
+    log.arrive()
+    assert not log.applier.standing().proven
+    log.node.execute("UPDATE stsync_node SET state = 'catching_up', reason = NULL")
+    log.applier.load(log.connection)
+    log.applier.compared(Compared(True, [], log.applier._lists.present.installed_ms))
+    log.arrive()
+    assert log.applier.standing().proven
+
+
+def test_what_the_queue_still_holds_of_before_the_position_of_a_session_is_no_attack(pair: Cluster, log: Log) -> None:
+    parts, lists = _built(pair.primary)
+    relay = Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.present, parts.state.position)
+    drained = relay.drain()
+    assert drained is not None
+    relay.close()
+    (batch,) = drained.batches
+    log.node.execute("UPDATE stsync_node SET sequence = 1, hash = :hash", hash=batch.hash)
+    log.applier.resume(log.connection, Over(installed=True))
+    beat = encode_body(Heartbeat(1, 1, batch.hash, 1, 1, 0))
+    log.arrive(parts.writer.write(MessageKind.HEARTBEAT, beat, epoch=1, sequence=1, expires_in_s=60.0), batch.message)
+    assert log.refusals() == []
+    log.applier.load(log.connection)
+    assert log.applier.position == drained.position
