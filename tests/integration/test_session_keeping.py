@@ -294,6 +294,14 @@ def test_that_the_primary_is_right_is_said_by_nobody_but_a_person_who_synchroniz
     assert bool(primary.rows("SELECT reason FROM stsync_node")[0][0]) is kept
 
 
+def test_a_primary_s_doubt_stays_where_a_node_did_not_take_part(primary: Node, connection: Connection) -> None:
+    nodestate.save(connection, doubt="it was upgraded")
+    number = sessions.ask(connection, Mode.SYNC, timeout_s=60.0)
+    with leading(primary):
+        wait_for(lambda: phase_of(primary, number) == "resumed", "the end")
+    assert primary.rows("SELECT doubt FROM stsync_node") == [("it was upgraded",)]
+
+
 def test_what_a_process_that_died_had_begun_is_given_up_and_what_was_asked_for_is_served(
     primary: Node, connection: Connection
 ) -> None:
