@@ -47,6 +47,8 @@ def told(node: Node) -> tuple[int, str]:
 
 def test_yes(node: Node) -> None:
     assert told(node) == (0, "ready")
+    node.execute("UPDATE stsync_node SET head_sequence = 100, lag_ms = 9000")
+    assert told(node) == (0, "ready")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from common import nodestate, session_history, sessions
 from common.bookkeeping import reports
 from common.broker import Delivery
 from common.changes import Position
+from common.errors import Refused
 from common.nodestate import State
 from common.session import Done, Mode, Phase, Progress, Ready, Result, TableCompared
+from common.sessions import Request
 from common.stop import Stop
 from common.wire import MessageKind, encode_body
 from publisher.control import Control
@@ -97,6 +99,43 @@ class Session:
 @pytest.fixture
 def session(primary: Node, connection: Connection) -> Session:
     return Session(primary, connection)
+
+
+def test_who_asks_while_another_does_waits_and_is_refused(
+    tmp_path: Path, new_database: NewDatabase, database_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY)",)
+    cluster = make_cluster(
+        tmp_path / "c", database_kind, NO_BROKER, new_database, schema=schema, tables="item\n", nodes=("st1", "st2")
+    )
+    database = cluster.primary.database
+    refused: list[str] = []
+
+    def ask() -> None:
+        with database.connect() as connection:
+            try:
+                sessions.ask(connection, Mode.VERIFY, timeout_s=60.0)
+            except Refused as exc:
+                refused.append(str(exc))
+
+    other = threading.Thread(target=ask)
+    look = sessions.newest_open
+
+    def look_first(connection: Connection) -> Request | None:
+        found = look(connection)
+        if other.ident is None:
+            other.start()  # after the first has looked, and before it has written
+            other.join(0.5)
+        return found
+
+    monkeypatch.setattr(sessions, "newest_open", look_first)
+    with database.connect() as connection:
+        number = sessions.ask(connection, Mode.SYNC, timeout_s=60.0)
+    other.join()
+    assert cluster.primary.rows("SELECT id FROM stsync_sessions") == [(number,)]
+    assert "another session runs: a full synchronization" in refused[0]
+    for node in cluster.nodes.values():
+        node.close()
 
 
 def test_who_falls_silent_is_not_waited_for(session: Session) -> None:
