@@ -11,10 +11,11 @@ import pytest
 from common import nodestate, sessions
 from common.bookkeeping import reports
 from common.nodestate import State
-from common.session import Begin, Mode, Phase, parse_said
+from common.session import Answer, Begin, Mode, Phase, Ready, parse_said
 from common.stop import Stop
 from common.wire import MessageKind
 from publisher import leading
+from publisher.leading import Heard
 from publisher.relay import Drained, Relay
 from publisher.sender import Sender
 from publisher.synchronization import Synchronization
@@ -24,12 +25,13 @@ from tests.pipeline import _built
 
 
 class Link:
-    """The primary's link to the broker as far as the log goes: so much room, and what went out. It has none for what else is said in
-    sessions, and counts how often somebody tried."""
+    """The primary's link to the broker as far as the log goes: so much room, and what went out. What else is said in sessions it
+    counts, and takes only where `all_said` is set."""
 
     def __init__(self, sessions_exchange: str) -> None:
         self.free = 0
         self.tried = 0
+        self.all_said = False
         self.taken: list[bytes] = []
         self._sessions_exchange = sessions_exchange
         self._guard = threading.Lock()
@@ -41,7 +43,8 @@ class Link:
         with self._guard:
             if exchange == self._sessions_exchange:
                 self.tried += 1
-            if exchange == self._sessions_exchange or not self.free:
+                return self.all_said
+            if not self.free:
                 return False
             self.free -= 1
             self.taken.append(body)
@@ -66,7 +69,7 @@ class Primary:
             drained = self.relay.drain()
             assert drained is not None
             self._drained(drained)
-        sessions_ = Synchronization(
+        self._sessions = Synchronization(
             self._parts.database,
             self._parts.settings,
             self._parts.topology,
@@ -93,7 +96,7 @@ class Primary:
             )
             self.number = sessions.ask(connection, Mode.VERIFY, timeout_s=60.0)
         self._stop = Stop()
-        self._thread = threading.Thread(target=partial(sessions_.loop, self._stop))
+        self._thread = threading.Thread(target=partial(self._sessions.loop, self._stop))
         self._thread.start()
 
     def _drained(self, drained: Drained) -> None:
@@ -121,6 +124,26 @@ class Primary:
                 assert isinstance(begin, Begin)
                 found.append(-begin.sequence)
         return found
+
+    def begun(self) -> list[bytes]:
+        """The sessions whose first words went out, by their ids, in their order."""
+        messages = map(self._reader.verify, self.link.taken)
+        return list(dict.fromkeys(one.header.previous for one in messages if one.header.kind is MessageKind.SESSION))
+
+    def wait_begun(self, known: int) -> bytes:
+        """The first after so many."""
+        found: list[bytes] = wait_for(lambda: self.begun()[known:], f"a session after {known}")
+        return found[0]
+
+    def answer(self, session: bytes, answer: Answer) -> None:
+        self._sessions.answered(Heard("st2", session, 1, answer))
+
+    def results(self) -> list[tuple[str, str]]:
+        with self._parts.database.connect(read_only=True) as connection:
+            found = sessions.read(connection, self.number)
+            connection.rollback()
+        assert found is not None
+        return [(node["result"], node["reason"]) for node in found.progress["nodes"]]
 
     def close(self) -> None:
         self._stop.set()
@@ -172,3 +195,24 @@ def test_a_session_that_is_over_before_its_first_word_is_out_does_not_begin_late
     primary.link.free = 9
     primary.sender.pump()
     assert primary.said() == [1, 2, 3]
+
+
+def test_whom_another_position_may_suit_is_asked_again_a_few_times(primary: Primary) -> None:
+    primary.link.free, primary.link.all_said = 1000, True
+    primary.sender.pump()
+    for known in range(4):
+        newest = primary.wait_begun(known)
+        primary.answer(newest, Ready(2, "it stands elsewhere", again=True))
+    wait_for(lambda: primary.phase().over, "the end")
+    assert len(primary.begun()) == 4
+    assert primary.results() == [("failed", "it stands elsewhere")]
+
+
+def test_whom_no_other_position_suits_is_not_asked_again(primary: Primary) -> None:
+    primary.link.free, primary.link.all_said = 1000, True
+    primary.sender.pump()
+    first = primary.wait_begun(0)
+    primary.answer(first, Ready(2, "another schema"))
+    wait_for(lambda: primary.phase().over, "the end")
+    assert primary.begun() == [first]
+    assert primary.results() == [("refused", "another schema")]
