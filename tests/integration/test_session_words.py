@@ -443,3 +443,21 @@ def test_what_the_queue_still_holds_of_before_the_position_of_a_session_is_no_at
     assert log.refusals() == []
     log.applier.load(log.connection)
     assert log.applier.position == drained.position
+
+
+def test_who_was_made_equal_to_a_primary_that_is_behind_follows_it_from_there(pair: Cluster, log: Log) -> None:
+    """DOMAIN §7: a person has said that the restored one is right."""
+    writer = _built(pair.primary)[0].writer
+
+    def beat(number: int, sequence: int) -> bytes:
+        body = encode_body(Heartbeat(number, sequence, HASH, 1, sequence, 0))
+        return writer.write(MessageKind.HEARTBEAT, body, epoch=1, sequence=sequence, expires_in_s=60.0)
+
+    log.node.execute("UPDATE stsync_node SET sequence = 5, hash = :hash", hash=HASH)
+    log.applier.load(log.connection)
+    log.arrive(beat(1, 5))
+    log.node.execute("UPDATE stsync_node SET sequence = 3, head_sequence = 3")
+    log.applier.resume(log.connection, Over(installed=True))
+    log.arrive(beat(2, 3))
+    assert log.applier.standing().needs_full_sync is None
+    assert not log.applier.due
