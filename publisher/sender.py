@@ -82,6 +82,11 @@ class Sender:
             self._between.append((sequence, tuple(posted)))
         self.pump()
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether something that is to go out between batches is not yet."""
+        return bool(self._between)
+
     def forget_between(self) -> None:
         """What was to be published between batches, and is not yet, is not wanted any more."""
         with self._state:

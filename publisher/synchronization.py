@@ -266,8 +266,9 @@ class Synchronization:
             self._sender.after(position.sequence, self._to(leader.members, request, first[0]))
 
         def begin_again(names: Sequence[str]) -> None:
-            for name in names:
-                self._link.publish(self._topology.direct_exchange, name, first[0], persistent=False)
+            if leader.position is not None and not self._sender.holds_back:
+                posted = [Posted(self._topology.direct_exchange, name, first[0]) for name in names]
+                self._sender.after(leader.position.sequence, posted)
 
         self._outlet = outlet
         over = threading.Event()

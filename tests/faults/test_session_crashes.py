@@ -71,13 +71,25 @@ def wait_dead(node: Node, point: str) -> None:
     assert node.log.endswith(crashpoints.words(point)), node.log[-3000:]
 
 
+def installed(cluster: Cluster, node: Node) -> tuple[bool, bool]:
+    """Whether a node has the primary's rows, and whether it says so."""
+    rows = not [one for one in cluster.differences() if one.startswith(f"{node.name}.")]
+    ((full_ms, proven_ms),) = node.rows("SELECT last_full_sync_ms, proven_ms FROM stsync_node")
+    assert (full_ms is None) == (proven_ms is None)
+    return rows, full_ms is not None
+
+
 @each(crashpoints.IN_SESSION)
-def test_a_secondary_that_dies_rejoins(new_cluster: MakeCluster, point: str, database_kind: str) -> None:
+def test_a_secondary_that_dies_has_all_of_it_or_nothing_and_rejoins(
+    new_cluster: MakeCluster, point: str, database_kind: str
+) -> None:
     cluster = spoiled(new_cluster, database_kind)
     victim = cluster.nodes["st3"]
     start_dying(victim, point)
     command = Command(cluster.primary)
     wait_dead(victim, point)
+    done = point == "installed, not told"
+    assert installed(cluster, victim) == (done, done)
     victim.start()
     command.join()
     assert command.done is not None

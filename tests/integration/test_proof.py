@@ -1,0 +1,119 @@
+"""When a secondary is taken for equal to the primary, and what of that a comparison settles (DOMAIN §2)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import Connection
+
+from common import nodestate
+from consumer.proof import Compared, Proof
+from tests.conftest import NewDatabase
+from tests.harness import NO_BROKER, Node, make_cluster
+
+INSTALLED_MS = 5
+
+
+@pytest.fixture
+def node(tmp_path: Path, new_database: NewDatabase) -> Iterator[Node]:
+    """A secondary on which changes are captured; its service does not run."""
+    schema = ("CREATE TABLE item (id BIGINT PRIMARY KEY)",)
+    made = make_cluster(
+        tmp_path / "c", "sqlite", NO_BROKER, new_database, schema=schema, tables="item\n", nodes=("st1", "st2")
+    )
+    yield made.nodes["st2"]
+    for one in made.nodes.values():
+        one.close()
+
+
+@pytest.fixture
+def connection(node: Node) -> Iterator[Connection]:
+    with node.database.connect() as found:
+        yield found
+
+
+def proof_of(node: Node, connection: Connection) -> Proof:
+    """As a service that starts has it: it looks at once."""
+    found = Proof()
+    found.load(nodestate.read_installed(connection, node.settings))
+    connection.rollback()
+    return found
+
+
+def edits(node: Node) -> list[int]:
+    return [number for (number,) in node.rows("SELECT id FROM stsync_outbox ORDER BY id")]
+
+
+def doubted(node: Node, connection: Connection) -> Proof:
+    """It was equal once, and was changed here since; that was noticed."""
+    node.execute("UPDATE stsync_node SET equal_once = 1, proven_ms = 1", "INSERT INTO item VALUES (1)")
+    found = proof_of(node, connection)
+    found.look(connection)
+    assert (found.proven, "made on this node itself" in (found.doubt or "")) == (False, True)
+    return found
+
+
+def saved(node: Node) -> tuple[bool, bool, int]:
+    """Whether it is proven and in doubt, and the newest change that was noticed."""
+    ((proven_ms, doubt, newest),) = node.rows("SELECT proven_ms, doubt, edits FROM stsync_node")
+    return proven_ms is not None, doubt is not None, newest
+
+
+def test_a_comparison_that_saw_all_changes_settles_the_doubt(node: Node, connection: Connection) -> None:
+    found = doubted(node, connection)
+    found.compared(connection, Compared(True, edits(node), INSTALLED_MS), INSTALLED_MS)
+    assert (found.proven, found.doubt, found.equal_once) == (True, None, True)
+    assert saved(node) == (True, False, 0)
+    assert edits(node) == []
+
+
+def test_a_change_after_the_comparison_s_position_keeps_the_doubt(node: Node, connection: Connection) -> None:
+    found = doubted(node, connection)
+    compared = Compared(True, edits(node), INSTALLED_MS)
+    node.execute("INSERT INTO item VALUES (2)")
+    found.compared(connection, compared, INSTALLED_MS)
+    (later,) = edits(node)
+    assert (found.proven, found.doubt is None) == (False, False)
+    assert saved(node) == (False, True, later)
+
+
+def test_a_comparison_that_read_the_tables_as_another_install_found_them_settles_nothing(
+    node: Node, connection: Connection
+) -> None:
+    found = doubted(node, connection)
+    (before,) = edits(node)
+    found.compared(connection, Compared(True, [before], INSTALLED_MS), INSTALLED_MS + 1)
+    assert (found.proven, found.doubt is None, found.equal_once) == (False, False, True)
+    assert saved(node)[:2] == (False, True)
+    assert edits(node) == [before]
+
+
+def test_who_differs_is_in_doubt_and_forgets_no_change(node: Node, connection: Connection) -> None:
+    found = doubted(node, connection)
+    (before,) = edits(node)
+    found.compared(connection, Compared(False, [before], INSTALLED_MS), INSTALLED_MS)
+    assert found.doubt == "it was compared with the primary, and differs"
+    assert saved(node) == (False, True, before)
+    assert edits(node) == [before]
+
+
+def test_a_change_is_noticed_after_a_restart_too_and_the_same_one_once(node: Node, connection: Connection) -> None:
+    found = doubted(node, connection)
+    found.doubted(connection, "another reason")
+    again = proof_of(node, connection)
+    again.look(connection)
+    assert again.doubt == "another reason"
+    node.execute("INSERT INTO item VALUES (2)")
+    later = proof_of(node, connection)
+    later.look(connection)
+    assert "made on this node itself" in (later.doubt or "")
+
+
+def test_a_primary_s_doubt_is_settled_unless_there_is_another_by_now(node: Node, connection: Connection) -> None:
+    node.execute("UPDATE stsync_node SET doubt = 'a later one'")
+    nodestate.settle(connection, "the one that was looked into")
+    connection.commit()
+    assert saved(node)[1]
+    nodestate.settle(connection, "a later one")
+    connection.commit()
+    assert not saved(node)[1]
