@@ -49,6 +49,7 @@ def doubted(node: Node, connection: Connection) -> Proof:
     node.execute("UPDATE stsync_node SET equal_once = 1, proven_ms = 1", "INSERT INTO item VALUES (1)")
     found = proof_of(node, connection)
     found.look(connection)
+    connection.commit()
     assert (found.proven, "made on this node itself" in (found.doubt or "")) == (False, True)
     return found
 
@@ -102,10 +103,12 @@ def test_a_change_is_noticed_after_a_restart_too_and_the_same_one_once(node: Nod
     found.doubted(connection, "another reason")
     again = proof_of(node, connection)
     again.look(connection)
+    connection.commit()
     assert again.doubt == "another reason"
     node.execute("INSERT INTO item VALUES (2)")
     later = proof_of(node, connection)
     later.look(connection)
+    connection.commit()
     assert "made on this node itself" in (later.doubt or "")
 
 
