@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -60,4 +61,5 @@ class Spool:
     def close(self) -> None:
         """Give the disk's space back."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what found no room is written once more; it is closed all the same
+                self._file.close()

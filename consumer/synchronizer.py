@@ -213,7 +213,10 @@ class Synchronizer:
         try:
             for answer in work():
                 self._answers.say(answer)
-        except (StsyncError, OSError, UnicodeError) as exc:
+        except OSError as exc:
+            self._fail(f"this node's disk: {exc.strerror}")
+            return
+        except (StsyncError, UnicodeError) as exc:
             self._fail(str(exc))
             return
         self._heard = time.monotonic()  # what came meanwhile is still to be read

@@ -116,9 +116,9 @@ class Leader:
         """Up to which number each member's answers are here."""
         return {name: member.heard for name, member in self.members.items()}
 
-    def slowest(self) -> int:
-        """Up to which number every member that still takes part has everything."""
-        return min((member.received for member in active(self.members.values())), default=1 << 62)
+    def slowest(self) -> int | None:
+        """Up to which number every member that still takes part has everything; None where none does."""
+        return min((member.received for member in active(self.members.values())), default=None)
 
     def look(self, connection: Connection) -> None:
         """What the tables are, and about how large."""
@@ -156,7 +156,10 @@ class Leader:
         try:
             with self._database.guard():
                 self._lead(snapshot, begin_again)
-        except (StsyncError, OSError) as exc:
+        except OSError as exc:
+            self._part_with(f"the primary's disk: {exc.strerror}")
+            raise
+        except StsyncError as exc:
             self._part_with(str(exc))
             raise
 

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from common.bounds import as_sentence
 from common.broker import PublishLink
@@ -54,7 +55,7 @@ class Outlet:
         self._guard = threading.Lock()
         self._generation = 0
         self._on_the_way = 0
-        self._slowest: Callable[[], int] = lambda: 0
+        self._slowest: Callable[[], int | None] = lambda: 0
         self.bytes = 0
 
     @property
@@ -62,8 +63,8 @@ class Outlet:
         """The number of the last message."""
         return len(self._ends) - 1
 
-    def pace(self, slowest: Callable[[], int]) -> None:
-        """Go no further ahead than so of the number up to which the slowest node has everything."""
+    def pace(self, slowest: Callable[[], int | None]) -> None:
+        """Go no further ahead than so of the number up to which the slowest node has everything; None: nobody takes part any more."""
         self._slowest = slowest
 
     def compose(self, said: Said) -> bytes:
@@ -76,11 +77,12 @@ class Outlet:
         return message
 
     def say(self, said: Said) -> int:
-        """Say it to all, once there is room; its size in bytes."""
+        """Say it to all, once there is room, which nobody waits for where nobody listens any more; its size in bytes."""
         message = self.compose(said)
-        while self._ends[-1] - self._ends[min(self._slowest(), self.sent)] > max(_AHEAD_BYTES, len(message)):
-            self._wait()
-        while not self._publish(self._key, message):
+        while (slowest := self._slowest()) is not None:
+            ahead = self._ends[-1] - self._ends[min(slowest, self.sent)]
+            if ahead <= max(_AHEAD_BYTES, len(message)) and self._publish(self._key, message):
+                break
             self._wait()
         return len(message)
 
@@ -116,7 +118,8 @@ class Outlet:
 
     def close(self) -> None:
         """Give the disk's space back."""
-        self._file.close()
+        with suppress(OSError):  # what found no room is written once more; it is closed all the same
+            self._file.close()
 
     @property
     def _key(self) -> str:
