@@ -142,6 +142,10 @@ reports = Table(
     Column("last_full_sync", String(40)),
     Column("proven", Integer, nullable=False, server_default=text("0")),
     Column("equal_once", Integer, nullable=False, server_default=text("0")),
+    Column(
+        "session_number", BigInteger, nullable=False, server_default=text("0")
+    ),  # of the newest session that it ever knew of
+    Column("went_back", Integer, nullable=False, server_default=text("0")),  # it knows of an older one only by now
     Column("reason", _Long),
     Column("refused_json", _Long, nullable=False),
     Column("heard_ms", BigInteger, nullable=False),

@@ -24,6 +24,9 @@ from common.trust.certificates import Certificate
 from common.trust.keys import read_certificates
 
 _EXPIRES_SOON = timedelta(days=30)
+_WENT_BACK = (
+    "its database is older than a full synchronization or verification that it took part in; was it restored from a backup?"
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ def _reported(name: str, row: Any, state: NodeState, settings: Settings, running
             reason += "; this node's service does not run, start it with `stsync run`"
     elif found is State.IN_SYNC and (behind or trouble):
         found, reason = State.CATCHING_UP, trouble or reason or nodestate.behind_by(behind)
+    if found in (State.IN_SYNC, State.CATCHING_UP) and row.went_back:
+        found, reason = State.NEEDS_FULL_SYNC, _WENT_BACK
     return NodeStatus(
         name=name,
         state=found,

@@ -169,6 +169,7 @@ class Applier:
             proven=self._proof.proven,
             equal_once=self._proof.equal_once,
             doubt=self._proof.doubt,
+            session_number=self._session_number,
         )
 
     def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> int:

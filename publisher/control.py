@@ -95,6 +95,7 @@ class Control:
         self._asked_number: dict[str, int] = {}
         self._stands: dict[str, _Stands] = {}
         self._asked_first: dict[str, int] = {}
+        self._sessions: dict[str, int] = {}
         self._heard = time.monotonic()
 
     def silent_s(self) -> float:
@@ -104,8 +105,9 @@ class Control:
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
         self._number, beats = nodestate.reserve_numbers(connection, 2)
-        known_numbers = connection.execute(select(reports.c.name, reports.c.number))
-        self._numbers = {name: Numbers(number) for name, number in known_numbers}
+        known_numbers = connection.execute(select(reports.c.name, reports.c.number, reports.c.session_number)).all()
+        self._numbers = {name: Numbers(number) for name, number, _ in known_numbers}
+        self._sessions = {name: session for name, _, session in known_numbers}
         now = time.monotonic()
         for name, state, sequence in connection.execute(select(reports.c.name, reports.c.state, reports.c.sequence)):
             self._stands[name] = _Stands(_served(state, sequence), now)
@@ -251,6 +253,7 @@ class Control:
 
     def _save(self, connection: Connection, name: str, report: Report) -> None:
         self._stands[name] = _Stands(_served(report.state, report.sequence), time.monotonic())
+        newest = self._sessions[name] = max(self._sessions.get(name, 0), report.session_number)
         values = {
             "number": report.number,
             "state": report.state if report.state in set(State) else State.OFFLINE,
@@ -262,6 +265,8 @@ class Control:
             "last_full_sync": report.last_full_sync,
             "proven": int(report.proven),
             "equal_once": int(report.equal_once),
+            "session_number": newest,
+            "went_back": int(report.session_number < newest),
             "reason": report.reason,
             "refused_json": orjson.dumps(report.refused).decode(),
             "heard_ms": nodestate.now_ms(),

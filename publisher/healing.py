@@ -1,7 +1,8 @@
 """Which sessions the primary begins by itself: for nodes that need one, and to look for drift. Pure (DESIGN §8, TRAPS 12).
 
 1. A node that says that it needs a full synchronization gets one of its own; the others are not touched. So does one that was left
-   out of the last one, or failed in it, once it is heard again.
+   out of the last one, or failed in it, once it is heard again; and one that does not know any more of a session that it had
+   (`went_back`): its database is an older copy, and what the session brought is in no log.
 2. None at all once a node was heard that has more of the log than the primary: then the primary's database is the older one, and
    only a person can say which of the two is right, by a full synchronization (`outdated`).
 3. A node that was never seen to be equal, and that no person has asked to synchronize, gets one that adds rows only
@@ -34,6 +35,7 @@ class Known:
     silent_s: float
     proven: bool = True
     quarantined: int = 0
+    went_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _cause(name: str, one: Known, history: Sequence[Request], head: int, setting
             return sessions.FIRST if missed.cause == sessions.FIRST else sessions.REJOIN
         if not one.equal_once:
             return sessions.FIRST
-        if one.state is State.NEEDS_FULL_SYNC:
+        if one.state is State.NEEDS_FULL_SYNC or one.went_back:
             return sessions.REJOIN
     if settings.repair_drift and drift(name, history):
         return sessions.DRIFT

@@ -111,6 +111,7 @@ class Synchronization:
                 (now - row.heard_ms) / 1000,
                 proven=bool(row.proven),
                 quarantined=row.quarantined,
+                went_back=bool(row.went_back),
             )
             for row in reading.execute(select(reports))
             if row.name in self._settings.cluster.names and row.name != self._settings.node.name

@@ -64,6 +64,12 @@ def test_who_needs_a_full_synchronization_gets_one_of_its_own() -> None:
     assert ask(NEEDS, settings=SETTINGS.model_copy(update={"rejoin": False})) is None
 
 
+def test_who_does_not_know_of_a_session_any_more_gets_one() -> None:
+    assert ask(replace(WELL, went_back=True)) == Wanted(Mode.SYNC, ("st2",), sessions.REJOIN)
+    assert ask(replace(NEW, went_back=True)) == Wanted(Mode.SYNC, ("st2",), sessions.FIRST)
+    assert ask(replace(WELL, state=State.SYNCHRONIZING, went_back=True)) is None
+
+
 def test_a_primary_that_is_behind_takes_nothing_from_anybody() -> None:
     assert ask(Known(State.NEEDS_FULL_SYNC, 11, True, 1.0)) is None
     assert ask(Known(State.IN_SYNC, 11, False, 1.0)) is None
