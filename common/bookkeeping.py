@@ -120,6 +120,7 @@ node = Table(
         "proven_ms", BigInteger
     ),  # when it was last seen to be equal to the primary, since when the log has led on without a gap
     Column("equal_once", Integer, nullable=False, server_default=text("0")),  # it was seen to be so at any time
+    Column("installed_session", BigInteger, nullable=False, server_default=text("0")),  # the last full synchronization
     Column("started_ms", BigInteger),
     Column("doubt", _Long),  # why it has to be compared with the primary anew; on the primary: why all have to be with it
     Column(
@@ -142,10 +143,9 @@ reports = Table(
     Column("last_full_sync", String(40)),
     Column("proven", Integer, nullable=False, server_default=text("0")),
     Column("equal_once", Integer, nullable=False, server_default=text("0")),
-    Column(
-        "session_number", BigInteger, nullable=False, server_default=text("0")
-    ),  # of the newest session that it ever knew of
-    Column("went_back", Integer, nullable=False, server_default=text("0")),  # it knows of an older one only by now
+    # Of the newest full synchronization that it ever had installed; and whether it knows of an older one only by now.
+    Column("installed_session", BigInteger, nullable=False, server_default=text("0")),
+    Column("went_back", Integer, nullable=False, server_default=text("0")),
     Column("reason", _Long),
     Column("refused_json", _Long, nullable=False),
     Column("heard_ms", BigInteger, nullable=False),

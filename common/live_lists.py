@@ -65,6 +65,22 @@ class LiveLists:
             self._told = Seldom()
             connection.rollback()
 
+    def as_they_are(self) -> Lists:
+        """The tables of the present lists as the database has them now, and which run of `install` that is after. `present` stays as
+        it is, for it says by what schema changes were captured. Where the list does not fit the database any more, that is the answer."""
+        with self._database.connect(read_only=True) as connection:
+            installed_ms = nodestate.installed_ms(connection)
+            try:
+                anew = installed_ms != self.present.installed_ms
+                found = listed_tables(self._database, connection, self._settings, self.tables, anew=anew)
+            except Misconfigured:
+                connection.rollback()
+                return self.present
+            connection.rollback()
+        if anew:
+            return Lists(found, installed_ms)
+        return Lists({name: found.get(name, table) for name, table in self.tables.items()}, installed_ms)
+
     def follow(self, installed_ms: int) -> None:
         """Read again if `install` has run since."""
         if self.present.installed_ms != installed_ms and self.reread():

@@ -62,6 +62,7 @@ class NodeState:
     started_ms: int | None = None
     doubt: str | None = None
     edits: int = 0
+    installed_session: int = 0
 
 
 def now_ms() -> int:
@@ -158,6 +159,7 @@ def _state(row: Any) -> NodeState:
         started_ms=row["started_ms"],
         doubt=row["doubt"],
         edits=row["edits"],
+        installed_session=row["installed_session"],
     )
 
 
@@ -211,9 +213,9 @@ def save(connection: Connection, **values: Any) -> None:
     connection.execute(update(node).where(node.c.id == 1).values(**values))
 
 
-def settle(connection: Connection, doubt: str) -> None:
-    """A primary's doubt is over, unless there is another one by now."""
-    connection.execute(update(node).where(node.c.id == 1, node.c.doubt == doubt).values(doubt=None))
+def settle(connection: Connection, installed_ms: int) -> None:
+    """A primary's doubt is over, unless `install` has run since and there may be another one."""
+    connection.execute(update(node).where(node.c.id == 1, node.c.installed_ms == installed_ms).values(doubt=None))
 
 
 def reserve_numbers(connection: Connection, sorts: int = 1) -> tuple[int, ...]:

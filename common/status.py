@@ -24,9 +24,7 @@ from common.trust.certificates import Certificate
 from common.trust.keys import read_certificates
 
 _EXPIRES_SOON = timedelta(days=30)
-_WENT_BACK = (
-    "its database is older than a full synchronization or verification that it took part in; was it restored from a backup?"
-)
+_WENT_BACK = "its database is older than the last full synchronization that it had; was it restored from a backup?"
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a secondary stands, said by itself. `number` only rises. `proven`: it was seen to be equal to the primary, and the log has
-    led on from there; `equal_once`: it was at any time; `session_number`: of the newest session that it
-    knows of."""
+    led on from there; `equal_once`: it was at any time; `installed_session`: the number of
+    the last full synchronization that it installed."""
 
     number: Natural
     state: Name
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: Annotated[dict[Name, Natural], msgspec.Meta(max_length=64)]
     proven: bool = False
     equal_once: bool = False
-    session_number: Natural = 0
+    installed_session: Natural = 0
 
 
 class CatchUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,8 +4,8 @@ One thread calls it and owns its state and its database connection; pika's threa
 wait for the database (TRAPS 24).
 """
 
-import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
@@ -82,9 +82,9 @@ class Applier:
         self._lists = lists
         self._ask = ask
         self._sessions = sessions
-        self._session_number = 0
+        self._session_number = self._installed_session = 0
         self._proof = Proof()
-        self._compared: queue.SimpleQueue[Compared] = queue.SimpleQueue()
+        self._compared: deque[Compared] = deque()
         self.paused = False
         self._log = structlog.get_logger("applier")
         self._position = Position(1, 0)
@@ -134,6 +134,7 @@ class Applier:
         self._lag_ms = state.lag_ms
         self._last_full_sync_ms = state.last_full_sync_ms
         self._session_number = state.session_number
+        self._installed_session = state.installed_session
         self._proof.load(state)
         self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
@@ -169,7 +170,7 @@ class Applier:
             proven=self._proof.proven,
             equal_once=self._proof.equal_once,
             doubt=self._proof.doubt,
-            session_number=self._session_number,
+            installed_session=self._installed_session,
         )
 
     def work(self, connection: Connection, deliveries: Sequence[Delivery]) -> int:
@@ -199,6 +200,7 @@ class Applier:
             self._head = (1, 0)  # of another history, perhaps
         self.load(connection)
         if over.installed:
+            self._compared.clear()  # of before
             self._at_last_beat = 0
             self._stuck = self._unanswered = None
             self._progress = time.monotonic()
@@ -217,7 +219,7 @@ class Applier:
 
     def compared(self, found: Compared) -> None:
         """A verification has compared this node with the primary; any thread may call."""
-        self._compared.put(found)
+        self._compared.append(found)
 
     def _meet(self, connection: Connection, begun: Begun) -> bool:
         """Bring the log to rest where a session begins; whether it is paused from now on."""
@@ -528,10 +530,10 @@ class Applier:
             connection.commit()
 
     def _take_compared(self, connection: Connection) -> None:
-        while not self._compared.empty():
-            found = self._compared.get()
+        while self._compared:
             if self._needs is None:
-                self._proof.compared(connection, found, self._lists.present.installed_ms)
+                self._proof.compared(connection, self._compared[0])
+            self._compared.popleft()
 
     def _save_heard(self, connection: Connection, age_s: float) -> None:
         """Each heartbeat's number is kept, so that an older one is known as such after a restart too (TRAPS 34)."""

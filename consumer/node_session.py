@@ -305,6 +305,7 @@ class NodeSession:
         differences = [self._difference(place) for place in self._differ]
         with self._database.connect() as connection:
             self._database.dialect.mark_session(connection)
+            self._database.dialect.wait_for_disk(connection)
             finish = partial(self._prove_and_move, connection)
             return install.run(self._database, connection, differences, self._lists.tables, finish)
 
@@ -364,6 +365,7 @@ class NodeSession:
             state=nodestate.State.CATCHING_UP,
             reason=None,
             last_full_sync_ms=nodestate.now_ms(),
+            installed_session=self._begin.number,
             proven_ms=nodestate.now_ms(),
             equal_once=1,
             doubt=None,

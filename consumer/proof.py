@@ -15,7 +15,7 @@ from common.nodestate import NodeState
 _LOOK_S: Final = 2.0
 _AT_ONCE: Final = 5_000
 _EDITED: Final = "changes of listed tables were made on this node itself"
-_DIFFERS: Final = "it was compared with the primary, and differs"
+DIFFERS: Final = "it was compared with the primary, and differs"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Proof:
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
+        state = nodestate.read(connection)
+        if state is not None:
+            self.load(state)  # `install` may have run, and may be what puts it in doubt
         newer = self._newer(connection)
         if newer is not None:
             self.proven, self.doubt, self._edits = False, _EDITED, newer
@@ -58,21 +61,21 @@ class Proof:
         self.proven, self.doubt = False, reason
         self._save(connection, proven_ms=None, doubt=reason, edits=self._edits)
 
-    def compared(self, connection: Connection, found: Compared, installed_ms: int) -> None:
+    def compared(self, connection: Connection, found: Compared) -> None:
         """Take in what a comparison found; commits."""
         if not found.equal:
-            self.doubted(connection, _DIFFERS)
+            self.doubted(connection, DIFFERS)
             return
         self.equal_once = True
-        if found.installed_ms != installed_ms:
+        if found.installed_ms != nodestate.installed_ms(connection):
             self._save(connection, equal_once=1)
             return
         forget_edits(connection, found.edits)
         self._edits = 0
         newer = self._newer(connection)
         if newer is not None:  # somebody did since
-            self._edits = newer
-            self._save(connection, equal_once=1, edits=newer)
+            self.proven, self.doubt, self._edits = False, _EDITED, newer
+            self._save(connection, equal_once=1, edits=newer, doubt=_EDITED, proven_ms=None)
             return
         self.proven, self.doubt = True, None
         self._save(connection, equal_once=1, edits=0, doubt=None, proven_ms=nodestate.now_ms())

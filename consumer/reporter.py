@@ -82,7 +82,7 @@ class Reporter:
                 refused=dict(standing.refused),
                 proven=standing.proven,
                 equal_once=standing.equal_once,
-                session_number=standing.session_number,
+                installed_session=standing.installed_session,
             )
 
         return self._publish(MessageKind.REPORT, report, standing.position.epoch)

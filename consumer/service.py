@@ -19,7 +19,7 @@ from common.session import Phase
 from common.troubles import Troubles
 from consumer.answers import Answers
 from consumer.applier import Applier
-from consumer.proof import Compared
+from consumer.proof import DIFFERS, Compared
 from consumer.reporter import Reporter
 from consumer.standing import Standing
 from consumer.synchronizer import Over, Synchronizer
@@ -194,6 +194,10 @@ class SecondaryService:
         self._reporter.changed()
 
     def _verified(self, found: Compared) -> None:
+        if not found.equal:  # written down before the primary hears it, whatever becomes of this service
+            with self._runtime.database.connect() as connection:
+                nodestate.save(connection, proven_ms=None, doubt=DIFFERS)
+                connection.commit()
         self._applier.compared(found)
 
     def _refused_in_session(self, exc: MessageRefused) -> None:

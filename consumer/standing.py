@@ -16,7 +16,8 @@ class Standing:
     `unanswered_s` is for how long catch-up requests have brought nothing; None: nothing is asked for. `trouble` is what keeps it from
     applying anything now. `session`: how far a full synchronization is that has paused the log here. `proven`: it was seen to be equal
     to the primary, and the log has led on from there; `equal_once`: it was at any time; `doubt`: why it
-    has to be compared anew; `session_number`: of the newest session that it knows of."""
+    has to be compared anew; `installed_session`: the last full synchronization that it
+    installed."""
 
     position: Position
     head: tuple[int, int]
@@ -33,7 +34,7 @@ class Standing:
     proven: bool = False
     equal_once: bool = False
     doubt: str | None = None
-    session_number: int = 0
+    installed_session: int = 0
 
     @property
     def behind(self) -> int:

@@ -19,7 +19,7 @@ from common.broker import ConsumeLink, Delivery
 from common.database import Database
 from common.errors import MessageRefused, StsyncError
 from common.freshness import Freshness
-from common.live_lists import LiveLists
+from common.live_lists import Lists, LiveLists
 from common.session import Alive, Answer, Begin, Cancel, Done, Mode, Phase, Progress, Ready, Result, parse_said
 from common.settings import Settings
 from common.stop import Stop
@@ -145,8 +145,7 @@ class Synchronizer:
         self._answers.open(begun.id, begun.epoch)
         self._epoch = begun.epoch
         self._heard = time.monotonic()
-        faulty = self._read_lists()
-        here = self._lists.present
+        here, faulty = self._read_lists()
         self._session = session = NodeSession(
             self._database, self._settings, self._reader, here, begun.begin, begun.id, begun.epoch, begun.snapshot
         )
@@ -159,13 +158,12 @@ class Synchronizer:
         self._answers.say(Ready(begun.begin.sequence))
         self._do(session.look)
 
-    def _read_lists(self) -> str | None:
-        """What the tables are now, whether or not `install` has run since they were changed; why that cannot be said."""
+    def _read_lists(self) -> tuple[Lists, str | None]:
+        """What the tables are now, whether or not `install` has run since they were changed; and why that cannot be said."""
         try:
-            self._lists.load()
+            return self._lists.as_they_are(), None
         except StsyncError as exc:
-            return str(exc)
-        return None
+            return self._lists.present, str(exc)
 
     def _hear(self, delivery: Delivery) -> None:
         session = self._session

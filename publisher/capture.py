@@ -20,6 +20,8 @@ from common.nodestate import Role, State, mark_installed, refuse_anothers
 from common.schema import ListedTable
 from common.settings import Settings
 
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -149,7 +151,8 @@ def _objections(database: Database, connection: Connection) -> Iterator[None]:
 
 def _doubt(layout: str, what: Plan) -> str | None:
     """Why the nodes have to be compared after this, as a clause; None where nothing changed."""
-    tables = ", ".join(sorted(what.changed | what.dropped))
+    names = sorted(what.changed | what.dropped)
+    tables = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     if layout != LAYOUT:
         return f"it was upgraded (from {layout} to {LAYOUT})"
     return (

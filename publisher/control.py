@@ -105,7 +105,7 @@ class Control:
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
         self._number, beats = nodestate.reserve_numbers(connection, 2)
-        known_numbers = connection.execute(select(reports.c.name, reports.c.number, reports.c.session_number)).all()
+        known_numbers = connection.execute(select(reports.c.name, reports.c.number, reports.c.installed_session)).all()
         self._numbers = {name: Numbers(number) for name, number, _ in known_numbers}
         self._sessions = {name: session for name, _, session in known_numbers}
         now = time.monotonic()
@@ -253,7 +253,7 @@ class Control:
 
     def _save(self, connection: Connection, name: str, report: Report) -> None:
         self._stands[name] = _Stands(_served(report.state, report.sequence), time.monotonic())
-        newest = self._sessions[name] = max(self._sessions.get(name, 0), report.session_number)
+        newest = self._sessions[name] = max(self._sessions.get(name, 0), report.installed_session)
         values = {
             "number": report.number,
             "state": report.state if report.state in set(State) else State.OFFLINE,
@@ -265,8 +265,8 @@ class Control:
             "last_full_sync": report.last_full_sync,
             "proven": int(report.proven),
             "equal_once": int(report.equal_once),
-            "session_number": newest,
-            "went_back": int(report.session_number < newest),
+            "installed_session": newest,
+            "went_back": int(report.installed_session < newest),
             "reason": report.reason,
             "refused_json": orjson.dumps(report.refused).decode(),
             "heard_ms": nodestate.now_ms(),

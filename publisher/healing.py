@@ -55,12 +55,12 @@ def wanted(
     offline_after_s: float,
     settings: SessionSettings,
     outdated: bool,
-    doubted: bool = False,
+    doubted_ms: int | None = None,
     began_ms: int,
     now_ms: int,
 ) -> Wanted | None:
-    """What to begin now, if anything; `history`: the newest sessions, the newest first; `began_ms`: when this service did; `doubted`:
-    whether it may be that this node's own changes did not reach anybody."""
+    """What to begin now, if anything; `history`: the newest sessions, the newest first; `began_ms`: when this service did;
+    `doubted_ms`: since when it may be that this node's own changes have not reached anybody."""
     heard = {name: one for name, one in known.items() if one.silent_s <= offline_after_s}
     if outdated:
         return None
@@ -79,7 +79,7 @@ def wanted(
         if known[name].equal_once
         and not known[name].quarantined
         and not drift(name, history)
-        and (doubted or not known[name].proven or last_seen(name, history) < began_ms)
+        and (not known[name].proven or last_seen(name, history) < max(began_ms, doubted_ms or 0))
     ]
     if settings.verify_at_once and complete and unsure and _paused(history, settings, now_ms):
         return Wanted(Mode.VERIFY, (), sessions.DOUBT)

@@ -142,7 +142,7 @@ class Leader:
         return Begin(
             self._number,
             self._mode,
-            self._request.full,
+            self._request.full and self._mode is Mode.SYNC,  # else nothing is sent
             nodes,
             position.sequence,
             position.hash,

@@ -16,7 +16,7 @@ from common.bookkeeping import reports
 from common.broker import PublishLink
 from common.changes import Position
 from common.database import Database
-from common.errors import Misconfigured, NotApplicable, Refused, Unavailable
+from common.errors import NotApplicable, Refused, Unavailable
 from common.live_lists import LiveLists
 from common.nodestate import State
 from common.session import Done, Mode, Phase, Result, new_id
@@ -127,7 +127,7 @@ class Synchronization:
             offline_after_s=self._settings.intervals.offline_after_s,
             settings=self._settings.sessions,
             outdated=outdated,
-            doubted=self._doubt(reading) is not None,
+            doubted_ms=self._doubted(reading),
             began_ms=now - int((time.monotonic() - self._began) * 1000),
             now_ms=now,
         )
@@ -143,9 +143,10 @@ class Synchronization:
                 timeout_s=self._settings.sessions.timeout_s,
             )
 
-    def _doubt(self, reading: Connection) -> str | None:
+    def _doubted(self, reading: Connection) -> int | None:
+        """When something put in doubt that this node's changes have reached the others: `install` did."""
         state = nodestate.read(reading)
-        return None if state is None else state.doubt
+        return None if state is None or state.doubt is None else state.installed_ms
 
     def _outdated(self, connection: Connection, reading: Connection, ahead: Sequence[str]) -> bool:
         """Whether a node has ever been heard that has more of the log than this primary, since a person has last synchronized all."""
@@ -174,7 +175,7 @@ class Synchronization:
         now = time.monotonic()
         keeper.members = {name: Member(name, now) for name in names}
         keeper.start()
-        doubt = self._doubt(reading)
+        doubted_ms = self._doubted(reading)
         reading.rollback()
         self._log.info("session_began", mode=str(request.mode), cause=request.cause, nodes=list(names))
         phase, reason = Phase.RESUMED, None
@@ -189,7 +190,7 @@ class Synchronization:
             phase, reason = Phase.FAILED, str(exc)
         except OSError as exc:
             phase, reason = Phase.FAILED, f"this node's disk: {exc.strerror}"
-        except (NotApplicable, Misconfigured) as exc:
+        except NotApplicable as exc:
             phase, reason = Phase.FAILED, str(exc)
         except Unavailable as exc:
             phase, reason = Phase.FAILED, str(exc)
@@ -201,8 +202,8 @@ class Synchronization:
         keeper.end(reason or keeper.passed)
         if request.mode is Mode.SYNC and request.cause == sessions.OPERATOR and phase is Phase.RESUMED:
             nodestate.save(connection, reason=None)  # a person has said which side is right; committed with the end
-        if doubt is not None and phase is Phase.RESUMED and keeper.all_equal:
-            nodestate.settle(connection, doubt)
+        if doubted_ms is not None and phase is Phase.RESUMED and keeper.all_equal:
+            nodestate.settle(connection, doubted_ms)
         keeper.finish(connection, phase, reason)
         results = {name: str(member.done.result) for name, member in keeper.members.items() if member.done}
         self._log.info("session_ended", mode=str(request.mode), phase=str(phase), reason=reason, results=results)
@@ -218,14 +219,13 @@ class Synchronization:
         if not some:
             return False
         with self._database.connect(read_only=True) as reading:
-            self._lists.load()  # whether or not `install` has run since they were changed
             number = self._number(keeper.connection)
             leader = Leader(
                 self._database,
                 request,
                 some,
                 session=session,
-                listed=self._lists.tables,
+                listed=self._lists.as_they_are().tables,
                 number=number,
                 chunk_bytes=self._settings.sessions.chunk_bytes,
                 heard=self._heard,

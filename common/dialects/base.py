@@ -147,6 +147,9 @@ class ReplayDialect(Protocol):
         """Prepare a session that does nothing but replay: mark it (TRAPS 5), where a session can be marked, and spare it waiting for
         the disk at each commit, where the database can do that without ever losing one commit and not those after it. Commits."""
 
+    def wait_for_disk(self, connection: Connection) -> None:
+        """Have a session that `mark_session` prepared wait for the disk all the same: nobody brings again what it commits. Commits."""
+
     def enter_replay(self, connection: Connection, *, deferred: bool) -> None:
         """Mark this transaction as replay (TRAPS 5); `deferred`: what `settle` cannot look at may be left to the commit."""
 

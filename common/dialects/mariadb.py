@@ -311,6 +311,9 @@ class Mariadb(MariadbSnapshot, MariadbInstalling, ToldByTriggers):
         self.enter_replay(connection, deferred=False)
         connection.commit()
 
+    def wait_for_disk(self, connection: Connection) -> None:
+        """See ReplayDialect: it does, as the server's settings have it."""
+
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
         """See ReplayDialect."""
 

@@ -420,6 +420,11 @@ END $stsync$"""
         connection.exec_driver_sql("SET synchronous_commit = off")
         connection.commit()
 
+    def wait_for_disk(self, connection: Connection) -> None:
+        """See ReplayDialect."""
+        connection.exec_driver_sql("SET synchronous_commit = on")
+        connection.commit()
+
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
         """See ReplayDialect: what is deferrable is checked at each statement, as the schema has it; else the careful way follows."""
 

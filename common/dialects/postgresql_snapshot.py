@@ -1,6 +1,5 @@
 """How whole tables are read in PostgreSQL: the server digests them, and cursors hand over their rows."""
 
-import re
 from collections.abc import Collection, Generator, Iterable, Sequence
 from itertools import count
 from typing import Any, Final
@@ -16,16 +15,15 @@ from common.schema import Column, ListedTable
 
 _WORD: Final = (1 << 64) - 1
 _ROW, _BUCKET = 0, 1 << 32  # seeds: a column's is its place after this
-_INTEGER: Final = frozenset({"smallint", "integer", "bigint"})
-_TIMESTAMP: Final = re.compile(r"timestamp(?:\(\d\))? with(out)? time zone")
+_SMALL: Final = frozenset({"smallint", "integer"})
 _numbers = count(1)
 
 
 class PostgresqlSnapshot:
     """The part of PostgreSQL's dialect that full synchronizations read with (SnapshotDialect).
 
-    A digest is the server's own 64-bit hash over those of all values of a row, each with a seed of its own, of integers
-    and timestamps as they are and else of texts. NULL counts as a hash of 0, which a value has once in 2^64 times.
+    A digest is the server's own 64-bit hash over those of all values of a row, each with a seed of its own: of texts, and of integers
+    of up to 32 bits as they are. NULL counts as a hash of 0, which a value has once in 2^64 times.
     """
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
@@ -111,17 +109,14 @@ def _inside(table: ListedTable) -> str:
 def _hash(columns: Sequence[Column], seed: int) -> str:
     """SQL for the hash over these values of a row, a bigint."""
     each = " # ".join(f"COALESCE({_hash_of(column, seed + place)}, 0)" for place, column in enumerate(columns, 1))
-    return f"hashint8extended({each}, {seed})"
+    return f'hashtextextended(({each})::text COLLATE "C", {seed})'  # hashint8extended tells only 32 bits of a bigint apart
 
 
 def _hash_of(column: Column, seed: int) -> str:
     """In the "C" collation: others may take two texts for one."""
     reference = f"t.{quote(column.name)}"
-    if column.type in _INTEGER:
+    if column.type in _SMALL:
         return f"hashint8extended({reference}, {seed})"
-    if found := _TIMESTAMP.fullmatch(column.type):
-        zone = "" if found[1] else " AT TIME ZONE 'UTC'"
-        return f"timestamp_hash_extended({reference}{zone}, {seed})"
     return f'hashtextextended({reference}::text COLLATE "C", {seed})'
 
 

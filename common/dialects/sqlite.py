@@ -388,6 +388,12 @@ class Sqlite(SqliteSnapshot, SqliteInstalling):
         driver.execute("PRAGMA synchronous = NORMAL")
         driver.execute("PRAGMA cache_size = -16384")
 
+    def wait_for_disk(self, connection: Connection) -> None:
+        """See ReplayDialect."""
+        connection.rollback()
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA synchronous = FULL")
+
     def enter_at_once(self, connection: Connection, *, unordered: bool) -> None:
         """See ReplayDialect. The PRAGMA has every statement prepared anew, which costs more than the statements."""
         cursor = raw_cursor(connection)

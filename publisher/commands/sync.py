@@ -87,7 +87,7 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
         if state.role is not Role.PRIMARY:
             raise Refused(f"this node is a secondary; run this on the primary, {state.primary_name}")
         try:
-            number = _ask(connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
+            number = _ask(database, connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
         except Refused as exc:
             if service_runs(database):
                 raise
@@ -109,7 +109,7 @@ def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s
             raise typer.Exit(130) from None
 
 
-def _ask(connection: Connection, mode: Mode, *, full: bool, timeout_s: float) -> int:
+def _ask(database: Database, connection: Connection, mode: Mode, *, full: bool, timeout_s: float) -> int:
     """What the service does by itself is short, mostly: it is waited for; a verification that is not gives way. Raises Refused."""
     began = time.monotonic()
     while True:
@@ -119,7 +119,8 @@ def _ask(connection: Connection, mode: Mode, *, full: bool, timeout_s: float) ->
             found = sessions.newest_open(connection)
             connection.rollback()
             waited_s = time.monotonic() - began
-            if (found is not None and found.cause == sessions.OPERATOR) or waited_s > _PATIENCE_S:
+            alone = waited_s < _LOOK_S and not service_runs(database)
+            if alone or (found is not None and found.cause == sessions.OPERATOR) or waited_s > _PATIENCE_S:
                 raise
             if found is not None and found.mode is Mode.VERIFY and waited_s > _GIVES_WAY_S and not found.cancelled:
                 sessions.cancel(connection, found.id)
@@ -150,7 +151,10 @@ def _gone(database: Database, number: int) -> None:
 
 
 def _cancel(database: Database, reading: Connection, number: int) -> Request:
+    found = _read(reading, number)
     with database.connect() as connection:
+        if sessions.withdraw(connection, number):
+            return found
         sessions.cancel(connection, number)
     until = time.monotonic() + _PARTING_S
     while not (found := _read(reading, number)).phase.over and time.monotonic() < until:
@@ -182,6 +186,8 @@ def _show(done: Request, document: dict[str, Any]) -> None:
 
 def _outcome(request: Request) -> str:
     """What became of it, in a sentence."""
+    if request.phase is Phase.REQUESTED:
+        return f"{request.title} had not begun, and is not asked for any more"
     if not request.phase.over:
         return f"{request.title} goes on; see `stsync status`"
     nodes = ", ".join(f"{node['name']}: {node['result']}" for node in request.progress.get("nodes", []))

@@ -11,8 +11,6 @@ from consumer.proof import Compared, Proof
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, Node, make_cluster
 
-INSTALLED_MS = 5
-
 
 @pytest.fixture
 def node(tmp_path: Path, new_database: NewDatabase) -> Iterator[Node]:
@@ -40,6 +38,10 @@ def proof_of(node: Node, connection: Connection) -> Proof:
     return found
 
 
+def installed_ms(node: Node) -> int:
+    return int(node.rows("SELECT installed_ms FROM stsync_node")[0][0])
+
+
 def edits(node: Node) -> list[int]:
     return [number for (number,) in node.rows("SELECT id FROM stsync_outbox ORDER BY id")]
 
@@ -62,7 +64,7 @@ def saved(node: Node) -> tuple[bool, bool, int]:
 
 def test_a_comparison_that_saw_all_changes_settles_the_doubt(node: Node, connection: Connection) -> None:
     found = doubted(node, connection)
-    found.compared(connection, Compared(True, edits(node), INSTALLED_MS), INSTALLED_MS)
+    found.compared(connection, Compared(True, edits(node), installed_ms(node)))
     assert (found.proven, found.doubt, found.equal_once) == (True, None, True)
     assert saved(node) == (True, False, 0)
     assert edits(node) == []
@@ -70,9 +72,9 @@ def test_a_comparison_that_saw_all_changes_settles_the_doubt(node: Node, connect
 
 def test_a_change_after_the_comparison_s_position_keeps_the_doubt(node: Node, connection: Connection) -> None:
     found = doubted(node, connection)
-    compared = Compared(True, edits(node), INSTALLED_MS)
+    compared = Compared(True, edits(node), installed_ms(node))
     node.execute("INSERT INTO item VALUES (2)")
-    found.compared(connection, compared, INSTALLED_MS)
+    found.compared(connection, compared)
     (later,) = edits(node)
     assert (found.proven, found.doubt is None) == (False, False)
     assert saved(node) == (False, True, later)
@@ -83,7 +85,7 @@ def test_a_comparison_that_read_the_tables_as_another_install_found_them_settles
 ) -> None:
     found = doubted(node, connection)
     (before,) = edits(node)
-    found.compared(connection, Compared(True, [before], INSTALLED_MS), INSTALLED_MS + 1)
+    found.compared(connection, Compared(True, [before], 1))
     assert (found.proven, found.doubt is None, found.equal_once) == (False, False, True)
     assert saved(node)[:2] == (False, True)
     assert edits(node) == [before]
@@ -92,7 +94,7 @@ def test_a_comparison_that_read_the_tables_as_another_install_found_them_settles
 def test_who_differs_is_in_doubt_and_forgets_no_change(node: Node, connection: Connection) -> None:
     found = doubted(node, connection)
     (before,) = edits(node)
-    found.compared(connection, Compared(False, [before], INSTALLED_MS), INSTALLED_MS)
+    found.compared(connection, Compared(False, [before], installed_ms(node)))
     assert found.doubt == "it was compared with the primary, and differs"
     assert saved(node) == (False, True, before)
     assert edits(node) == [before]
@@ -113,10 +115,29 @@ def test_a_change_is_noticed_after_a_restart_too_and_the_same_one_once(node: Nod
 
 
 def test_a_primary_s_doubt_is_settled_unless_there_is_another_by_now(node: Node, connection: Connection) -> None:
-    node.execute("UPDATE stsync_node SET doubt = 'a later one'")
-    nodestate.settle(connection, "the one that was looked into")
+    node.execute("UPDATE stsync_node SET doubt = 'one'")
+    nodestate.settle(connection, installed_ms(node) - 1)
     connection.commit()
     assert saved(node)[1]
-    nodestate.settle(connection, "a later one")
+    nodestate.settle(connection, installed_ms(node))
     connection.commit()
     assert not saved(node)[1]
+
+
+def test_a_change_that_was_not_noticed_before_the_comparison_puts_it_in_doubt(node: Node, connection: Connection) -> None:
+    node.execute("UPDATE stsync_node SET equal_once = 1, proven_ms = 1")
+    found = proof_of(node, connection)
+    node.execute("INSERT INTO item VALUES (1)")
+    found.compared(connection, Compared(True, [], installed_ms(node)))
+    assert (found.proven, "made on this node itself" in (found.doubt or "")) == (False, True)
+    assert saved(node) == (False, True, edits(node)[0])
+
+
+def test_what_install_put_in_doubt_is_seen_by_a_service_that_runs(node: Node, connection: Connection) -> None:
+    node.execute("UPDATE stsync_node SET equal_once = 1, proven_ms = 1")
+    found = proof_of(node, connection)
+    node.execute("UPDATE stsync_node SET proven_ms = NULL, doubt = 'another schema', installed_ms = installed_ms + 1")
+    found.compared(connection, Compared(True, [], installed_ms(node) - 1))
+    assert saved(node)[:2] == (False, True)
+    found.look(connection)
+    assert (found.proven, found.doubt) == (False, "another schema")

@@ -217,6 +217,26 @@ def test_a_bucket_tells_rows_apart(
     assert found[0][0].digest != found[1][0].digest
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(-1, 4294967295), (1, 4294967296), (0, -4294967296), (0, 4294967297), (-4294967297, 0), (5, 21474836480)],
+)
+def test_large_integers_are_told_apart_in_all_their_bits(
+    database_kind: str, new_place: MakePlace, one: int, other: int
+) -> None:
+    """PostgreSQL's own hash of a bigint folds it, so that small ones have the hashes of the smaller types."""
+    place = new_place(database_kind, "CREATE TABLE v (id BIGINT PRIMARY KEY, n BIGINT)")
+    found = []
+    for value in (one, other):
+        place.execute("DELETE FROM v", f"INSERT INTO v VALUES (7, {value})")
+        found.append(place.buckets(1)[0].digest)
+    place.execute("DELETE FROM v", f"INSERT INTO v VALUES ({one}, 9)")
+    found.append(place.buckets(1)[0].digest)
+    place.execute(f"UPDATE v SET id = {other}")
+    found.append(place.buckets(1)[0].digest)
+    assert len(set(found)) == 4
+
+
 def test_many_rows_changed_alike_do_not_cancel_out(database_kind: str, new_place: MakePlace) -> None:
     place = new_place(database_kind, PLAIN)
     place.execute("INSERT INTO v VALUES (:i, 'a', 'b', 'c')", values=[{"i": number} for number in range(256)])

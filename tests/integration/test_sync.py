@@ -110,6 +110,10 @@ def test_a_rehearsal_tells_what_would_change_and_changes_nothing(cluster: Cluste
     )
     assert of(document, "st3")["equal"] is True
     assert of(document, "st3")["tables"] == []
+    whole = run(cluster.primary, "sync", "--dry-run", "--full")[1]
+    assert [of(whole, name)["tables"] for name in ("st2", "st3")] == [
+        of(document, name)["tables"] for name in ("st2", "st3")
+    ]
     told = cluster.primary.command("sync", "--dry-run").stdout
     assert "table account" in told
     assert "1 missing" in told

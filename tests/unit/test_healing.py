@@ -33,7 +33,7 @@ def ask(
     settings: SessionSettings = SETTINGS,
     began_s: float = 5,
     outdated: bool = False,
-    doubted: bool = False,
+    doubted_s: float | None = None,
 ) -> Wanted | None:
     return wanted(
         {"st2": known},
@@ -42,7 +42,7 @@ def ask(
         offline_after_s=10.0,
         settings=settings,
         outdated=outdated,
-        doubted=doubted,
+        doubted_ms=None if doubted_s is None else NOW - int(doubted_s * 1000),
         began_ms=NOW - int(began_s * 1000),
         now_ms=NOW,
     )
@@ -168,7 +168,8 @@ def test_who_is_in_doubt_is_compared_at_once_and_again_after_longer_and_longer()
     looked = past(Mode.VERIFY, "done", ago_s=3)
     doubted = replace(WELL, proven=False)
     assert ask(doubted, looked, settings=AT_ONCE) == LOOK
-    assert ask(WELL, looked, settings=AT_ONCE, doubted=True) == LOOK
+    assert ask(WELL, looked, settings=AT_ONCE, doubted_s=2) == LOOK
+    assert ask(WELL, looked, settings=AT_ONCE, doubted_s=4) is None
     assert ask(doubted, looked) is None
     assert ask(replace(doubted, quarantined=1), looked, settings=AT_ONCE) is None  # that it differs is known, and told
     failed = [past(Mode.VERIFY, "failed", ago_s=ago, cause=sessions.DOUBT) for ago in (39, 60, 80)]
