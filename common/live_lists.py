@@ -66,8 +66,9 @@ class LiveLists:
             connection.rollback()
 
     def as_they_are(self) -> Lists:
-        """The tables of the present lists as the database has them now, and which run of `install` that is after. `present` stays as
-        it is, for it says by what schema changes were captured. Where the list does not fit the database any more, that is the answer."""
+        """The tables of the present lists as the database has them now, and which run of `install` that is after; where the list does
+        not fit them any more, the present ones. `present` stays as it is: it says by what schema changes were captured.
+        """
         with self._database.connect(read_only=True) as connection:
             installed_ms = nodestate.installed_ms(connection)
             try:

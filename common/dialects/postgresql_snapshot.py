@@ -15,15 +15,17 @@ from common.schema import Column, ListedTable
 
 _WORD: Final = (1 << 64) - 1
 _ROW, _BUCKET = 0, 1 << 32  # seeds: a column's is its place after this
-_SMALL: Final = frozenset({"smallint", "integer"})
+_SMALL: Final = frozenset({"pg_catalog.int2", "pg_catalog.int4"})
+_LARGE: Final = "pg_catalog.int8"
+_HIGH: Final = 1 << 33  # for the upper half of a large integer: its hash folds the two
 _numbers = count(1)
 
 
 class PostgresqlSnapshot:
     """The part of PostgreSQL's dialect that full synchronizations read with (SnapshotDialect).
 
-    A digest is the server's own 64-bit hash over those of all values of a row, each with a seed of its own: of texts, and of integers
-    of up to 32 bits as they are. NULL counts as a hash of 0, which a value has once in 2^64 times.
+    A digest is the server's own 64-bit hash over those of all values of a row, each with a seed of its own: of integers as they
+    are, and else of texts. NULL counts as a hash of 0, which a value has once in 2^64 times.
     """
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
@@ -117,6 +119,8 @@ def _hash_of(column: Column, seed: int) -> str:
     reference = f"t.{quote(column.name)}"
     if column.type in _SMALL:
         return f"hashint8extended({reference}, {seed})"
+    if column.type == _LARGE:
+        return f"hashint8extended({reference}, {seed}) # hashint8extended({reference} >> 32, {seed + _HIGH})"
     return f'hashtextextended({reference}::text COLLATE "C", {seed})'
 
 
