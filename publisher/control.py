@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 import structlog
-from sqlalchemy import select
+from sqlalchemy import case, select
 from sqlalchemy.engine import Connection
 
 from common import freshness, nodestate
@@ -95,7 +95,6 @@ class Control:
         self._asked_number: dict[str, int] = {}
         self._stands: dict[str, _Stands] = {}
         self._asked_first: dict[str, int] = {}
-        self._sessions: dict[str, int] = {}
         self._heard = time.monotonic()
 
     def silent_s(self) -> float:
@@ -105,9 +104,8 @@ class Control:
     def start(self, connection: Connection) -> None:
         """Read what earlier runs knew."""
         self._number, beats = nodestate.reserve_numbers(connection, 2)
-        known_numbers = connection.execute(select(reports.c.name, reports.c.number, reports.c.installed_session)).all()
-        self._numbers = {name: Numbers(number) for name, number, _ in known_numbers}
-        self._sessions = {name: session for name, _, session in known_numbers}
+        known_numbers = connection.execute(select(reports.c.name, reports.c.number))
+        self._numbers = {name: Numbers(number) for name, number in known_numbers}
         now = time.monotonic()
         for name, state, sequence in connection.execute(select(reports.c.name, reports.c.state, reports.c.sequence)):
             self._stands[name] = _Stands(_served(state, sequence), now)
@@ -253,7 +251,6 @@ class Control:
 
     def _save(self, connection: Connection, name: str, report: Report) -> None:
         self._stands[name] = _Stands(_served(report.state, report.sequence), time.monotonic())
-        newest = self._sessions[name] = max(self._sessions.get(name, 0), report.installed_session)
         values = {
             "number": report.number,
             "state": report.state if report.state in set(State) else State.OFFLINE,
@@ -265,14 +262,17 @@ class Control:
             "last_full_sync": report.last_full_sync,
             "proven": int(report.proven),
             "equal_once": int(report.equal_once),
-            "installed_session": newest,
-            "went_back": int(report.installed_session < newest),
             "reason": report.reason,
             "refused_json": orjson.dumps(report.refused).decode(),
             "heard_ms": nodestate.now_ms(),
         }
-        if not connection.execute(reports.update().where(reports.c.name == name).values(**values)).rowcount:
-            connection.execute(reports.insert().values(name=name, **values))
+        newest, its = reports.c.installed_session, report.installed_session
+        went_back = {
+            "went_back": case((newest > its, 1), else_=0),
+            "installed_session": case((newest < its, its), else_=newest),
+        }
+        if not connection.execute(reports.update().where(reports.c.name == name).values(**values, **went_back)).rowcount:
+            connection.execute(reports.insert().values(name=name, **values, installed_session=its))
 
 
 def _served(state: str, sequence: int) -> int | None:

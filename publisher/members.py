@@ -16,6 +16,7 @@ class Member:
 
     name: str
     began: float
+    session_number: int = 0
     phase: Phase = Phase.REQUESTED
     heard: int = 0
     received: int = 0

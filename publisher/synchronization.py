@@ -204,6 +204,7 @@ class Synchronization:
             nodestate.save(connection, reason=None)  # a person has said which side is right; committed with the end
         if doubted_ms is not None and phase is Phase.RESUMED and keeper.all_equal:
             nodestate.settle(connection, doubted_ms)
+        keeper.remember_installed(connection)
         keeper.finish(connection, phase, reason)
         results = {name: str(member.done.result) for name, member in keeper.members.items() if member.done}
         self._log.info("session_ended", mode=str(request.mode), phase=str(phase), reason=reason, results=results)
@@ -231,6 +232,8 @@ class Synchronization:
                 heard=self._heard,
                 tick=keeper.tick,
             )
+            for member in some:
+                member.session_number = number
             keeper.leader = leader
             leader.look(reading)
             reading.rollback()
@@ -404,6 +407,13 @@ class _Keeper:
         """Nothing more comes from anybody."""
         for member in active(self.members.values()):
             member.end(Done(Result.FAILED, reason))
+
+    def remember_installed(self, connection: Connection) -> None:
+        """Who has it, and does not say so any more, has had its database put back to before; the caller commits."""
+        for member in self.members.values():
+            if self._request.mode is Mode.SYNC and member.done is not None and member.done.result is Result.DONE:
+                older = (reports.c.name == member.name, reports.c.installed_session < member.session_number)
+                connection.execute(reports.update().where(*older).values(installed_session=member.session_number))
 
     def start(self) -> None:
         """Write down whom it is for: whatever becomes of this process, they have then missed it."""

@@ -364,6 +364,7 @@ def test_a_verification_that_nobody_asked_for_gives_way(cluster: Cluster) -> Non
         assert (code, of(document, "st2")["result"]) == (1, "done")
         ((phase, reason),) = cluster.primary.rows("SELECT phase, reason FROM stsync_sessions WHERE id = :id", id=number)
         assert (phase, reason) == ("failed", "it was cancelled")
+    wait_for(lambda: cluster.primary.status()["nodes"][1]["state"] != "offline", "st3 is heard again")
     assert run(cluster.primary, "sync")[0] == 0
     cluster.wait_equal()
 
