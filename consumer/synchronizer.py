@@ -211,6 +211,8 @@ class Synchronizer:
         try:
             for answer in work():
                 self._answers.say(answer)
+            if session is not None and session.done is not None and session.mode is not Mode.SYNC:
+                self._verified(session.compared)  # first: whoever hears that it is over may begin the next
         except OSError as exc:
             self._fail(f"this node's disk: {exc.strerror}")
             return
@@ -219,8 +221,6 @@ class Synchronizer:
             return
         self._heard = time.monotonic()  # what came meanwhile is still to be read
         if session is not None and session.done is not None:
-            if session.mode is not Mode.SYNC:
-                self._verified(session.compared)  # first: whoever hears that it is over may begin the next
             self._answers.say(session.done)
             self._log.info("session_ended", mode=str(session.mode), result=str(session.done.result))
             self._end(Over(installed=session.installed))
