@@ -24,6 +24,9 @@ DOUBT: Final = (
 )
 _OPEN: Final = tuple(phase.value for phase in Phase if not phase.over)
 _KEPT: Final = 200
+_IS_OPEN_SQL: Final = "SELECT 1 FROM stsync_sessions WHERE phase IN ({}) LIMIT 1".format(
+    ", ".join(f"'{phase}'" for phase in _OPEN)
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ def read(connection: Connection, number: int) -> Request | None:
     """A session by its id; None where it is not known (any more)."""
     row = connection.execute(select(sessions).where(sessions.c.id == number)).mappings().first()
     return None if row is None else _request(row)
+
+
+def is_open(connection: Connection) -> bool:
+    """Whether there is one under way, or asked for; asked again and again, and so in the driver's own words."""
+    return connection.exec_driver_sql(_IS_OPEN_SQL).first() is not None
 
 
 def newest_open(connection: Connection) -> Request | None:

@@ -33,7 +33,7 @@ from publisher.outlet import Outlet, Sent
 from publisher.relay import Drained, Relay
 from publisher.sender import Posted, Sender
 
-_LOOK_S = 0.1
+_LOOK_S = 0.2
 _PULSE_S = 1.0
 _HEAL_S = 1.0
 _DROPPED_S = 4.0
@@ -92,7 +92,7 @@ class Synchronization:
             self._give_up_former(connection)
             healed = time.monotonic()
             while not stop.wait(_LOOK_S):
-                request = sessions.newest_open(reading)
+                request = sessions.newest_open(reading) if sessions.is_open(reading) else None
                 reading.rollback()
                 if request is not None:
                     self._serve(connection, reading, request, stop)
