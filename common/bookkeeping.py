@@ -116,9 +116,7 @@ node = Table(
     _name("version", nullable=False),
     Column("last_full_sync_ms", BigInteger),
     Column("session_number", BigInteger, nullable=False, server_default=text("0")),
-    Column(
-        "proven_ms", BigInteger
-    ),  # when it was last seen to be equal to the primary, since when the log has led on without a gap
+    Column("proven_ms", BigInteger),  # when it was last seen to be equal to the primary; the log has led on since
     Column("equal_once", Integer, nullable=False, server_default=text("0")),  # it was seen to be so at any time
     Column("installed_session", BigInteger, nullable=False, server_default=text("0")),  # the last full synchronization
     Column("started_ms", BigInteger),

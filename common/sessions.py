@@ -19,9 +19,7 @@ FIRST: Final = "first contact"  # with a node that was never seen to be equal
 REJOIN: Final = "rejoin"
 DRIFT: Final = "drift"
 CLOCK: Final = "clock"  # a verification whose time has come
-DOUBT: Final = (
-    "doubt"  # one of nodes that the primary has not seen since it started, or of whose equality something made unsure
-)
+DOUBT: Final = "doubt"  # a verification of nodes not looked at since the primary started, or that may not be equal any more
 _OPEN: Final = tuple(phase.value for phase in Phase if not phase.over)
 _KEPT: Final = 200
 _IS_OPEN_SQL: Final = "SELECT 1 FROM stsync_sessions WHERE phase IN ({}) LIMIT 1".format(

@@ -18,7 +18,7 @@ from common.changes import Position
 from common.database import Database
 from common.errors import NotApplicable, Refused, Unavailable
 from common.live_lists import LiveLists
-from common.nodestate import State
+from common.nodestate import NodeState, State
 from common.session import Done, Mode, Phase, Result, new_id
 from common.sessions import Request
 from common.settings import Settings
@@ -117,17 +117,16 @@ class Synchronization:
             if row.name in self._settings.cluster.names and row.name != self._settings.node.name
         }
         history = sessions.latest(reading)
-        outdated = self._outdated(
-            connection, reading, healing.ahead(known, history, head=self._relay.position.sequence, now_ms=now)
-        )
+        state = nodestate.read(reading)
+        ahead = healing.ahead(known, history, head=self._relay.position.sequence, now_ms=now)
         found = healing.wanted(
             known,
             history,
             head=self._relay.position.sequence,
             offline_after_s=self._settings.intervals.offline_after_s,
             settings=self._settings.sessions,
-            outdated=outdated,
-            doubted_ms=self._doubted(reading),
+            outdated=self._outdated(connection, state, ahead),
+            doubted_ms=_doubted(state),
             began_ms=now - int((time.monotonic() - self._began) * 1000),
             now_ms=now,
         )
@@ -143,14 +142,8 @@ class Synchronization:
                 timeout_s=self._settings.sessions.timeout_s,
             )
 
-    def _doubted(self, reading: Connection) -> int | None:
-        """When something put in doubt that this node's changes have reached the others: `install` did."""
-        state = nodestate.read(reading)
-        return None if state is None or state.doubt is None else state.installed_ms
-
-    def _outdated(self, connection: Connection, reading: Connection, ahead: Sequence[str]) -> bool:
+    def _outdated(self, connection: Connection, state: NodeState | None, ahead: Sequence[str]) -> bool:
         """Whether a node has ever been heard that has more of the log than this primary, since a person has last synchronized all."""
-        state = nodestate.read(reading)
         if state is None or state.reason is not None or not ahead:
             return state is not None and state.reason is not None
         reason = (
@@ -175,7 +168,7 @@ class Synchronization:
         now = time.monotonic()
         keeper.members = {name: Member(name, now) for name in names}
         keeper.start()
-        doubted_ms = self._doubted(reading)
+        doubted_ms = _doubted(nodestate.read(reading))
         reading.rollback()
         self._log.info("session_began", mode=str(request.mode), cause=request.cause, nodes=list(names))
         phase, reason = Phase.RESUMED, None
@@ -293,6 +286,11 @@ class Synchronization:
         if request.nodes is None and len(members) == len(self._settings.cluster.names) - 1:
             return [Posted(self._topology.events_exchange, "", message)]
         return [Posted(self._topology.direct_exchange, name, message) for name in members]
+
+
+def _doubted(state: NodeState | None) -> int | None:
+    """When something put in doubt that this node's changes have reached the others: `install` did."""
+    return None if state is None or state.doubt is None else state.installed_ms
 
 
 def _pulse(outlet: Outlet, leader: Leader, over: threading.Event) -> None:
