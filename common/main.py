@@ -49,3 +49,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("stsync: interrupted\n")
         sys.exit(130)
+    finally:
+        gc.freeze()  # nor is all of it looked through at the end

@@ -67,8 +67,9 @@ def ask(
     cause: str = OPERATOR,
     nodes: Sequence[str] | None = None,
     timeout_s: float,
+    wake: str = "",
 ) -> int:
-    """Write a request and commit; its id. Raises Refused, naming it, where one is open already."""
+    """Write a request and commit; its id. `wake`: the dialect's. Raises Refused, naming it, where one is open already."""
     connection.execute(select(node.c.id).with_for_update())  # two who ask at once: one after the other
     under_way = newest_open(connection)
     if under_way is not None:
@@ -90,6 +91,8 @@ def ask(
     (number,) = done.inserted_primary_key or (0,)
     older = select(sessions.c.id).where(sessions.c.id < number - _KEPT)
     connection.execute(delete(sessions).where(sessions.c.id.in_([one for (one,) in connection.execute(older)])))
+    if wake:
+        connection.exec_driver_sql(wake)
     connection.commit()
     return number
 

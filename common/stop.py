@@ -1,4 +1,4 @@
-"""One word to stop a process by, that waits on events and on descriptors both see."""
+"""Words between threads that waits on descriptors see: to stop the process by, and to wake one of them by."""
 
 import contextlib
 import os
@@ -7,14 +7,10 @@ import signal
 from types import FrameType
 
 
-class Stop:
-    """Set once; every wait of the process also waits for it (STYLE 6).
-
-    A byte in a pipe is all of it: a signal handler may write one whatever the interrupted code holds, a lock it may not take.
-    """
+class _Piped:
+    """A byte in a pipe is all of it: a signal handler may write one whatever the interrupted code holds, a lock it may not take."""
 
     def __init__(self) -> None:
-        self._working = False
         self._pipe: tuple[int, ...] = ()
         self._pipe = self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -24,10 +20,21 @@ class Stop:
         for one in self._pipe:
             os.close(one)
 
+    def _say(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: said often enough
+            os.write(self._write, b"x")
+
+
+class Stop(_Piped):
+    """Set once; every wait of the process also waits for it (STYLE 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._working = False
+
     def set(self) -> None:
         """Ask everything to finish the unit at hand and end."""
-        with contextlib.suppress(BlockingIOError):  # full: set often enough
-            os.write(self._write, b"x")
+        self._say()
 
     def is_set(self) -> bool:
         """Whether the process is to stop."""
@@ -56,3 +63,18 @@ class Stop:
     def working(self) -> None:
         """Units of work are under way from now on, which are to be finished."""
         self._working = True
+
+
+class Bell(_Piped):
+    """Any thread rings it; one waits for it, and does not where it was rung since."""
+
+    def ring(self) -> None:
+        """Wake who waits."""
+        self._say()
+
+    def wait(self, stop: Stop, timeout: float) -> bool:
+        """Wait at most `timeout` seconds; True when the process is to stop."""
+        readable, _, _ = select.select([stop.fileno(), self._read], [], [], timeout)
+        if self._read in readable:
+            os.read(self._read, select.PIPE_BUF)
+        return stop.fileno() in readable

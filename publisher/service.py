@@ -171,6 +171,8 @@ class PrimaryService:
                     pause_s = max(0.0, begun + pause_s - time.monotonic())
                     waker.found(pause_s)
                     stop.wait(pause_s)
+                elif self._database.dialect.wake:
+                    self._synchronization.look()  # woken for that, perhaps
                 self._relay.sweep()
                 waker.wait(_IDLE_S)
                 self._troubles.over("relay")

@@ -22,7 +22,7 @@ from common.nodestate import NodeState, State
 from common.session import Done, Mode, Phase, Result, new_id
 from common.sessions import Request
 from common.settings import Settings
-from common.stop import Stop
+from common.stop import Bell, Stop
 from common.topology import Topology
 from common.wire import Writer
 from publisher import healing
@@ -69,6 +69,7 @@ class Synchronization:
         self._drained = drained
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._outlet: Outlet | None = None
+        self._bell = Bell()
         self._began = time.monotonic()
         self._log = structlog.get_logger("session")
 
@@ -86,12 +87,16 @@ class Synchronization:
         if (outlet := self._outlet) is not None:
             outlet.reset()
 
+    def look(self) -> None:
+        """There may be a request; else it is found by itself, a moment later."""
+        self._bell.ring()
+
     def loop(self, stop: Stop) -> None:
         """Serve requests until stop; raises Unavailable when the database is away."""
         with self._database.connect() as connection, self._database.connect(read_only=True) as reading:
             self._give_up_former(connection)
             healed = time.monotonic()
-            while not stop.wait(_LOOK_S):
+            while not self._bell.wait(stop, _LOOK_S):
                 request = sessions.newest_open(reading) if sessions.is_open(reading) else None
                 reading.rollback()
                 if request is not None:

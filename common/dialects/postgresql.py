@@ -35,7 +35,7 @@ from common.dialects.base import (
 from common.dialects.postgresql_cursor import QuickCursors, QuickScript
 from common.dialects.postgresql_install import PostgresqlInstalling
 from common.dialects.postgresql_snapshot import PostgresqlSnapshot
-from common.dialects.postgresql_waker import TELL, NotifyWaker
+from common.dialects.postgresql_waker import CHANNEL, TELL, NotifyWaker
 from common.dialects.postgresql_writer import PostgresqlWriter, quote
 from common.dialects.script import SMALL, Script
 from common.errors import Misconfigured, NotApplicable, StsyncError, Unavailable
@@ -175,6 +175,7 @@ class Postgresql(PostgresqlSnapshot, PostgresqlInstalling, ToldByTriggers):
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     one_writer = False
     removes_late = False
+    wake = f"NOTIFY {CHANNEL}"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 
     def quote(self, name: str) -> str:

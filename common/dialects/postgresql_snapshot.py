@@ -25,7 +25,8 @@ class PostgresqlSnapshot:
     """The part of PostgreSQL's dialect that full synchronizations read with (SnapshotDialect).
 
     A digest is the server's own 64-bit hash over those of all values of a row, each with a seed of its own: of integers as they
-    are, and else of texts. NULL counts as a hash of 0, which a value has once in 2^64 times.
+    are, and else of texts. NULL counts as a hash of 0, which a value has once in 2^64 times. Where digests are added up, the rows
+    are narrowed to them before: the server may sort what it groups, and would sort whole rows, on disk.
     """
 
     def row(self, columns: Sequence[tuple[str, Column]]) -> str:
@@ -40,9 +41,10 @@ class PostgresqlSnapshot:
 
     def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
         """See SnapshotDialect."""
-        both = f"bit_xor({_hash(taking_part(table, columns), _ROW)})"
         cursor = raw_cursor(connection)
-        cursor.execute(f"SELECT {_bucket(table, number)}, count(*), {both} {_inside(table)} GROUP BY 1".replace("%", "%%"))
+        rows = f"SELECT {_bucket(table, number)} AS b, {_mixed(taking_part(table, columns), _ROW)} AS x {_inside(table)} OFFSET 0"
+        statement = f"SELECT q.b, count(*), bit_xor({_ROW_SQL}) FROM ({rows}) q GROUP BY q.b"
+        cursor.execute(statement.replace("%", "%%"))
         return {place: Bucket(rows, (found & _WORD).to_bytes(8, "big")) for place, rows, found in cursor.fetchall()}
 
     def row_digests(
@@ -50,9 +52,9 @@ class PostgresqlSnapshot:
     ) -> Generator[list[tuple[str, bytes]], None, None]:
         """See SnapshotDialect."""
         key = self._key((f"t.{quote(c.name)}", c) for c in table.key)
-        digest = f"int8send({_hash(taking_part(table, columns), _ROW)})"
-        chosen = f"{_inside(table)} AND {_bucket(table, number)}".replace("%", "%%")
-        statement = f"SELECT {key}, {digest} ".replace("%", "%%") + f"{chosen} = ANY (%s::bigint[])"
+        mixed = _mixed(taking_part(table, columns), _ROW)
+        rows = f"SELECT {key} AS k, {mixed} AS x {_inside(table)} AND {_bucket(table, number)}".replace("%", "%%")
+        statement = f"SELECT q.k, int8send({_ROW_SQL}) FROM ({rows} = ANY (%s::bigint[]) OFFSET 0) q"
         yield from _pages(connection, statement, (sorted(wanted),), DIGESTS_AT_ONCE)
 
     def rows(
@@ -108,10 +110,19 @@ def _inside(table: ListedTable) -> str:
     return f"FROM {quote(table.name)} t WHERE " + (f"({table.where})" if table.where else "true")
 
 
-def _hash(columns: Sequence[Column], seed: int) -> str:
-    """SQL for the hash over these values of a row, a bigint."""
-    each = " # ".join(f"COALESCE({_hash_of(column, seed + place)}, 0)" for place, column in enumerate(columns, 1))
-    return f'hashtextextended(({each})::text COLLATE "C", {seed})'  # hashint8extended tells only 32 bits of a bigint apart
+def _hash_large(reference: str, seed: int) -> str:
+    """SQL for a hash over all of a bigint: the server's own folds its halves, and tells 2^32 apart."""
+    return f"hashint8extended({reference}, {seed}) # hashint8extended({reference} >> 32, {seed + _HIGH})"
+
+
+_ROW_SQL: Final = _hash_large(
+    "q.x", _ROW
+)  # over what is mixed, so that values which change places between two rows are seen
+
+
+def _mixed(columns: Sequence[Column], seed: int) -> str:
+    """SQL for the hashes of these values of a row, mixed: a bigint."""
+    return "(" + " # ".join(f"COALESCE({_hash_of(c, seed + place)}, 0)" for place, c in enumerate(columns, 1)) + ")"
 
 
 def _hash_of(column: Column, seed: int) -> str:
@@ -120,12 +131,12 @@ def _hash_of(column: Column, seed: int) -> str:
     if column.type in _SMALL:
         return f"hashint8extended({reference}, {seed})"
     if column.type == _LARGE:
-        return f"hashint8extended({reference}, {seed}) # hashint8extended({reference} >> 32, {seed + _HIGH})"
+        return _hash_large(reference, seed)
     return f'hashtextextended({reference}::text COLLATE "C", {seed})'
 
 
 def _bucket(table: ListedTable, number: int) -> str:
-    return f"(({_hash(table.key, _BUCKET)} & {_WORD >> 1}) % {number:d})"
+    return f"(({_mixed(table.key, _BUCKET)} & {_WORD >> 1}) % {number:d})"
 
 
 def _rows(connection: Connection, statement: str) -> Generator[tuple[Any, ...], None, None]:

@@ -147,6 +147,7 @@ class Sqlite(SqliteSnapshot, SqliteInstalling):
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     one_writer = True
     removes_late = False
+    wake = ""
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
 
     def quote(self, name: str) -> str:

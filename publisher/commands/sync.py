@@ -19,7 +19,7 @@ from common.session import Mode, Phase
 from common.sessions import Request
 from common.settings import Settings, load_settings
 
-_FIRST_LOOK_S, _LOOK_S = 0.02, 0.1
+_FIRST_LOOK_S, _LOOK_S, _SHARE = 0.02, 0.1, 0.05  # and of the time that has been waited
 _BEGIN_S = 1.0  # within which a service that runs has begun a session
 _SERVICE_S = 3.0
 _PARTING_S = 20.0
@@ -114,7 +114,7 @@ def _ask(database: Database, connection: Connection, mode: Mode, *, full: bool, 
     began = time.monotonic()
     while True:
         try:
-            return sessions.ask(connection, mode, full=full, timeout_s=timeout_s)
+            return sessions.ask(connection, mode, full=full, timeout_s=timeout_s, wake=database.dialect.wake)
         except Refused:
             found = sessions.newest_open(connection)
             connection.rollback()
@@ -128,18 +128,21 @@ def _ask(database: Database, connection: Connection, mode: Mode, *, full: bool, 
 
 
 def _wait(database: Database, reading: Connection, number: int, show: Callable[[Request], None]) -> Request:
-    looked, pause_s = time.monotonic() + _BEGIN_S - _SERVICE_S, _FIRST_LOOK_S
+    began = time.monotonic()
+    look_at, before = began + _BEGIN_S, None
     while True:
-        found = _read(reading, number)
+        found, now = _read(reading, number), time.monotonic()
         show(found)
         if found.phase.over:
             return found
-        if time.monotonic() - looked > _SERVICE_S:
-            looked = time.monotonic()
+        if before is not None and found != before:  # so somebody works on it
+            look_at = now + _SERVICE_S
+        elif now > look_at:
+            look_at = now + _SERVICE_S
             if not service_runs(database):
                 _gone(database, number)
-        time.sleep(pause_s)
-        pause_s = min(_LOOK_S, pause_s * 1.1)
+        before = found
+        time.sleep(min(_LOOK_S, max(_FIRST_LOOK_S, _SHARE * (now - began))))
 
 
 def _gone(database: Database, number: int) -> None:
