@@ -131,6 +131,10 @@ class Buckets(_Said, frozen=True, tag="buckets"):
     width: Annotated[int, msgspec.Meta(ge=1, le=32)]
     digests: bytes
 
+    def digest_of(self, place: int) -> bytes:
+        """That of a bucket, one of these."""
+        return self.digests[(place - self.first) * self.width :][: self.width]
+
 
 class Rows(_Said, frozen=True, tag="rows"):
     """All rows of these buckets of a table: their keys, as changes.Frame has those of a `delete`, and a digest of each, one after

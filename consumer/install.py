@@ -21,12 +21,16 @@ from consumer.unenforced import Unenforced
 
 
 def run(
-    database: Database, connection: Connection, differences: Sequence[Difference], listed: Listed, finish: Callable[[], None]
+    database: Database,
+    connection: Connection,
+    differences: Sequence[Difference],
+    listed: Listed,
+    finish: Callable[[bool], None],
 ) -> dict[str, Written]:
     """Install in a transaction of its own and commit it: what was written, by table.
 
     `connection`: one that `mark_session` prepared and that is in no transaction. `finish` is called within the transaction, before its
-    end, to move the position (TRAPS 7).
+    end, to move the position (TRAPS 7), and told whether rows that differ were put in place, and no others taken out meanwhile.
 
     Raises NotApplicable, with a sentence for an operator, when the tables cannot be made equal; then nothing is changed. Any other
     error, Unavailable among them, leaves the connection invalidated, and the database decides whether all of it happened.
@@ -38,8 +42,8 @@ def run(
             dialect.enter_replay(connection, deferred=True)
             if dialect.bounded_waits:
                 connection.exec_driver_sql(dialect.bounded_waits)
-            found = install(dialect, connection, differences, listed)
-            finish()
+            found, in_place = _install_all(dialect, connection, differences, listed)
+            finish(in_place)
             dialect.leave_replay(connection)
             connection.commit()
             dialect.references(connection, enforced=True)
@@ -62,6 +66,12 @@ def install(
     Where foreign keys are switched off for whole transactions only (Dialect.references), they have to be off already; see `run`.
     Raises NotApplicable, and the caller rolls back; drivers' exceptions pass through.
     """
+    return _install_all(dialect, connection, differences, listed)[0]
+
+
+def _install_all(
+    dialect: Dialect, connection: Connection, differences: Sequence[Difference], listed: Listed
+) -> tuple[dict[str, Written], bool]:
     keys = dialect.foreign_keys(connection)
     order = parents_first(listed.values())
     ordered = sorted(differences, key=lambda one: order.index(one.table.name))
@@ -77,23 +87,23 @@ def install(
 
 def _install(
     scratch: Scratch, keys: Sequence[ForeignKey], differences: Sequence[Difference], listed: Listed
-) -> dict[str, Written]:
+) -> tuple[dict[str, Written], bool]:
     dialect, connection = scratch.dialect, scratch.connection
     if dialect.unenforced:
         with scratch.translated(), dialect.unchecked(connection):
-            return Unenforced(scratch, keys, listed).install(differences)
+            return Unenforced(scratch, keys, listed).install(differences), True
     try:
         with scratch.savepoint():
             found = Enforced(scratch, keys, listed).install(differences)
             dialect.settle(connection)
-            return found
+            return found, True
     except NotApplicable:  # rolled back; the other way says it if this one's reason was none that it removes
         may_uncheck = dialect.may_uncheck(connection)
     with scratch.savepoint():
         if not may_uncheck:
-            return Lifting(scratch, keys, listed).install(differences)
+            return Lifting(scratch, keys, listed).install(differences), False
         with dialect.unchecked(connection):
-            return Unenforced(scratch, keys, listed).install(differences)
+            return Unenforced(scratch, keys, listed).install(differences), True
 
 
 __all__ = ["Difference", "Written", "install", "run"]

@@ -4,7 +4,7 @@ Nothing of the node is changed before End; then everything is, in one transactio
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from sqlalchemy import delete, select
@@ -44,6 +44,7 @@ from consumer import install
 from consumer.differences import Packed, Part, Tally, compare, differing, keyed
 from consumer.inlet import Inlet
 from consumer.proof import Compared, forget_edits
+from consumer.proving import Claim, Differing, changes_nothing_else, prove
 from consumer.scratch import Difference, Written
 from consumer.spool import Spool
 
@@ -117,6 +118,7 @@ class NodeSession:
         self._differ: list[int] = []
         self._whole: frozenset[int] = frozenset()
         self._wants: dict[int, list[int]] = {}
+        self._differing = Differing()
         self._part: Part | None = None
         self._tallies: dict[int, Tally] = {}
         self._extra: dict[int, list[Packed]] = {}
@@ -216,11 +218,13 @@ class NodeSession:
             return []
         own, wants = self._own[said.table], self._wants.setdefault(said.table, [])
         count = len(said.digests) // said.width
-        wants += (
-            range(said.first, said.first + count)
+        here = (
+            list(range(said.first, said.first + count))
             if self._begin.full
             else differing(own, said.first, said.width, said.digests)
         )
+        wants += here
+        self._differing.add(said.table, shape, {place: said.digest_of(place) for place in here})
         if said.first + count < shape.buckets:
             return []
         return [Want(said.table, mask_of(wants, shape.buckets))]
@@ -306,7 +310,7 @@ class NodeSession:
         with self._database.connect() as connection:
             self._database.dialect.mark_session(connection)
             self._database.dialect.wait_for_disk(connection)
-            finish = partial(self._prove_and_move, connection)
+            finish = partial(self._prove_and_move, connection, differences)
             return install.run(self._database, connection, differences, self._lists.tables, finish)
 
     def _difference(self, place: int) -> Difference:
@@ -339,16 +343,14 @@ class NodeSession:
             if some:
                 yield len(some), SEPARATOR.join(some)
 
-    def _prove_and_move(self, connection: Connection) -> None:
+    def _prove_and_move(self, connection: Connection, differences: Sequence[Difference], in_place: bool) -> None:
         """The end of the transaction that installs: the tables are equal, and that is where the log goes on (TRAPS 7)."""
+        dialect = self._database.dialect
+        only_differing = in_place and changes_nothing_else(dialect, connection, differences)
         for place in self._differ:
             shape = self._begin.tables[place]
-            here = whole(self._database.dialect.buckets(connection, self._table(shape), shape.names, shape.buckets).values())
-            if here != self._manifest.tables[place]:
-                raise NotApplicable(
-                    f"table {shape.name} has {here.rows} rows after the synchronization, the primary has "
-                    f"{self._manifest.tables[place].rows}, and they are not equal: something else changes it on this node"
-                )
+            claim = Claim(self._table(shape), shape, self._manifest.tables[place], self._differing.of(place))
+            prove(dialect, connection, claim, only_differing=only_differing)
         found = nodestate.read(connection)
         if found is None or found.installed_ms != self._lists.installed_ms:
             raise NotApplicable("`stsync install` has run on this node since the session began")

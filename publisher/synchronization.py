@@ -33,7 +33,7 @@ from publisher.outlet import Outlet, Sent
 from publisher.relay import Drained, Relay
 from publisher.sender import Posted, Sender
 
-_LOOK_S = 0.2
+_IDLE_S = _LOOK_S = 0.2
 _PULSE_S = 1.0
 _HEAL_S = 1.0
 _DROPPED_S = 4.0
@@ -96,7 +96,7 @@ class Synchronization:
         with self._database.connect() as connection, self._database.connect(read_only=True) as reading:
             self._give_up_former(connection)
             healed = time.monotonic()
-            while not self._bell.wait(stop, _LOOK_S):
+            while not self._bell.wait(stop, _IDLE_S):
                 request = sessions.newest_open(reading) if sessions.is_open(reading) else None
                 reading.rollback()
                 if request is not None:

@@ -94,7 +94,7 @@ class Pair:
     ) -> dict[str, Written]:
         database = self.secondary.database
         with self.session() as (connection, listed):
-            return run(database, connection, order(self.differences()), listed, lambda: finish(connection))
+            return run(database, connection, order(self.differences()), listed, lambda _in_place: finish(connection))
 
     @contextmanager
     def session(self) -> Iterator[tuple[Connection, dict[str, ListedTable]]]:

@@ -201,8 +201,16 @@ class SnapshotDialect(Protocol):
     def count(self, connection: Connection, table: ListedTable) -> int:
         """How many rows there are."""
 
-    def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
-        """The rows in so many buckets (from 0, by a hash of the key's text); those without rows are left out."""
+    def buckets(
+        self,
+        connection: Connection,
+        table: ListedTable,
+        columns: Sequence[str],
+        number: int,
+        wanted: Collection[int] | None = None,
+    ) -> dict[int, Bucket]:
+        """The rows in the wanted ones (None: in all) of so many buckets (from 0, by a hash of the key's text); those without rows are
+        left out."""
 
     def row_digests(
         self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int, wanted: Collection[int]

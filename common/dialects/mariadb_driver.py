@@ -1,9 +1,11 @@
 """PyMySQL's connection, and what it lacks: statements that the server keeps prepared (of the client/server protocol: COM_STMT_PREPARE,
 COM_STMT_EXECUTE, COM_STMT_CLOSE). MariaDB's parser takes longer for a row of literals than InnoDB does to insert it."""
 
+import ssl
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from pymysql.connections import Connection as Driver
@@ -30,6 +32,15 @@ class _Lengths(dict[int, bytes]):
 _LENGTHS: Final = _Lengths((length, bytes([length])) for length in range(251))
 
 
+@cache
+def _unchecked() -> ssl.SSLContext:
+    """TLS with whatever certificate the server has, as the driver does it where no option asks for more."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class Connection(Driver):
     """A connection that knows when a compound statement has committed already, and spares the round trip; and that keeps statements
     prepared."""
@@ -39,6 +50,11 @@ class Connection(Driver):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._prepared: OrderedDict[str, int] = OrderedDict()
         super().__init__(*arguments, **named)
+
+    def _create_ssl_ctx(self, sslp: ssl.SSLContext | Mapping[str, Any]) -> ssl.SSLContext:
+        """The driver reads all certificates of the system for each connection, nine tenths of its time, also to check none."""
+        found: ssl.SSLContext = super()._create_ssl_ctx(sslp) if sslp else _unchecked()  # type: ignore[misc]
+        return found
 
     def commit(self) -> None:
         """Commit, unless that is done."""

@@ -35,11 +35,21 @@ class MariadbSnapshot:
         """See SnapshotDialect."""
         return int(_found(raw_cursor(connection), f"SELECT COUNT(*) {_inside(table)}")[0][0])
 
-    def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
+    def buckets(
+        self,
+        connection: Connection,
+        table: ListedTable,
+        columns: Sequence[str],
+        number: int,
+        wanted: Collection[int] | None = None,
+    ) -> dict[int, Bucket]:
         """See SnapshotDialect: digests of 64 bits, for the server has no quicker way to add up longer ones."""
         cursor = _roomy(connection)
+        if wanted is not None and not wanted:
+            return {}
         both = f"BIT_XOR(CAST(CONV({_digest(taking_part(table, columns))}, 16, 10) AS UNSIGNED))"
-        statement = f"SELECT {_bucket(table, number)}, COUNT(*), {both} {_inside(table)} GROUP BY 1"
+        chosen = "" if wanted is None else _among(table, number, wanted)
+        statement = f"SELECT {_bucket(table, number)}, COUNT(*), {both} {_inside(table)}{chosen} GROUP BY 1"
         return {int(place): Bucket(rows, both.to_bytes(8, "big")) for place, rows, both in _found(cursor, statement)}
 
     def row_digests(
@@ -50,8 +60,7 @@ class MariadbSnapshot:
         if not wanted:
             return
         values = f"CAST({_key(table)} AS BINARY), UNHEX({_digest(taking_part(table, columns))})"
-        chosen = f" AND {_bucket(table, number)} IN ({', '.join(f'{place:d}' for place in sorted(wanted))})"
-        for page in _pages(cursor, table, values, DIGESTS_AT_ONCE, chosen):
+        for page in _pages(cursor, table, values, DIGESTS_AT_ONCE, _among(table, number, wanted)):
             yield [(_text(key), digest) for key, digest in page]
 
     def rows(
@@ -173,6 +182,11 @@ def _together(parts: Iterable[str]) -> str:
 
 def _bucket(table: ListedTable, number: int) -> str:
     return f"CRC32({_together(map(_part, table.key))}) MOD {number:d}"
+
+
+def _among(table: ListedTable, number: int, wanted: Iterable[int]) -> str:
+    """A condition more: the row is in one of these buckets."""
+    return f" AND {_bucket(table, number)} IN ({', '.join(map(str, sorted(wanted)))})"
 
 
 def _key(table: ListedTable) -> str:

@@ -39,10 +39,19 @@ class PostgresqlSnapshot:
         cursor.execute(f"SELECT count(*) {_inside(table)}".replace("%", "%%"))
         return int(cursor.fetchall()[0][0])
 
-    def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
+    def buckets(
+        self,
+        connection: Connection,
+        table: ListedTable,
+        columns: Sequence[str],
+        number: int,
+        wanted: Collection[int] | None = None,
+    ) -> dict[int, Bucket]:
         """See SnapshotDialect."""
         cursor = raw_cursor(connection)
-        rows = f"SELECT {_bucket(table, number)} AS b, {_mixed(taking_part(table, columns), _ROW)} AS x {_inside(table)} OFFSET 0"
+        chosen = "" if wanted is None else f" AND {_bucket(table, number)} = ANY ('{{{_listed(wanted)}}}'::bigint[])"
+        mixed = _mixed(taking_part(table, columns), _ROW)
+        rows = f"SELECT {_bucket(table, number)} AS b, {mixed} AS x {_inside(table)}{chosen} OFFSET 0"
         statement = f"SELECT q.b, count(*), bit_xor({_ROW_SQL}) FROM ({rows}) q GROUP BY q.b"
         cursor.execute(statement.replace("%", "%%"))
         return {place: Bucket(rows, (found & _WORD).to_bytes(8, "big")) for place, rows, found in cursor.fetchall()}
@@ -137,6 +146,10 @@ def _hash_of(column: Column, seed: int) -> str:
 
 def _bucket(table: ListedTable, number: int) -> str:
     return f"(({_mixed(table.key, _BUCKET)} & {_WORD >> 1}) % {number:d})"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(numbers)))
 
 
 def _rows(connection: Connection, statement: str) -> Generator[tuple[Any, ...], None, None]:

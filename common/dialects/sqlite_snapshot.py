@@ -32,13 +32,23 @@ class SqliteSnapshot:
         with closing(_link(connection).execute(f"SELECT count(*){inside(table)}")) as cursor:
             return int(cursor.fetchone()[0])
 
-    def buckets(self, connection: Connection, table: ListedTable, columns: Sequence[str], number: int) -> dict[int, Bucket]:
+    def buckets(
+        self,
+        connection: Connection,
+        table: ListedTable,
+        columns: Sequence[str],
+        number: int,
+        wanted: Collection[int] | None = None,
+    ) -> dict[int, Bucket]:
         """See SnapshotDialect."""
         link, rows, sums = _link(connection), [0] * number, [0] * number
         size, read = _DIGEST_BYTES, int.from_bytes
+        chosen = None if wanted is None else frozenset(wanted)
         with _as_bytes(link), closing(link.execute(f"{_select(table, columns)}{inside(table)}")) as cursor:
             for key, row in cursor:
                 place = crc32(key) % number
+                if chosen is not None and place not in chosen:
+                    continue
                 rows[place] += 1
                 sums[place] ^= read(blake2b(row, digest_size=size).digest(), "big")
         return {

@@ -232,7 +232,7 @@ def test_nothing_is_captured_and_the_session_enforces_foreign_keys_again(filled:
     filled.primary.execute("UPDATE unit SET name = 'tmp' WHERE id = 1", "UPDATE unit SET name = 'root' WHERE id = 2",
                            "UPDATE unit SET name = 'left' WHERE id = 1", "DELETE FROM tree WHERE id = 3")  # fmt: skip
     with filled.session() as (connection, listed):
-        run(filled.secondary.database, connection, filled.differences(), listed, lambda: None)
+        run(filled.secondary.database, connection, filled.differences(), listed, lambda _in_place: None)
         broken = "INSERT INTO u_stay VALUES (1, 12345)"
         with pytest.raises(Exception, match=r"(?i)foreign key"):  # noqa: PT012
             connection.exec_driver_sql(broken)
@@ -292,5 +292,5 @@ def test_rows_longer_than_their_columns_are_told(filled: Pair) -> None:
         row = '["5","' + "x" * 30 + '",null]'
         one = replace(next(one for one in filled.differences() if one.table.name == "unit"), inserts=portions([row], 1))
         with pytest.raises(NotApplicable):
-            run(filled.secondary.database, connection, [one], listed, lambda: None)
+            run(filled.secondary.database, connection, [one], listed, lambda _in_place: None)
     assert filled.cluster.differences() == []

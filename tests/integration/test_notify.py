@@ -11,10 +11,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
+from common import sessions
 from common.database import Database
 from common.dialects.base import Waker
 from common.dialects.postgresql_waker import CHANNEL, WAITING_KEY, NotifyWaker
 from common.errors import Unavailable
+from common.session import Mode
 from common.settings import DatabaseSettings
 from common.stop import Stop
 from tests.conftest import NewDatabase
@@ -44,6 +46,20 @@ def tell(database: Database) -> None:
     with database.connect() as connection:
         connection.execute(text(f"NOTIFY {CHANNEL}"))
         connection.commit()
+
+
+def test_a_request_for_a_session_wakes_who_waits(tmp_path: Path, new_database: NewDatabase) -> None:
+    schema = ("CREATE TABLE t (id BIGINT PRIMARY KEY)",)
+    made = make_cluster(tmp_path / "c", "postgresql", NO_BROKER, new_database, schema=schema, tables="t\n", nodes=("st1",))
+    database = made.primary.database
+    with closing(NotifyWaker(database.engine, Stop())) as waker, database.connect() as connection:
+        assert waker.wait(30)
+        assert not waker.wait(0)
+        number = sessions.ask(connection, Mode.VERIFY, timeout_s=60.0, wake=database.dialect.wake)
+        assert waker.wait(30)
+        sessions.cancel(connection, number)
+        assert not waker.wait(0)
+    made.primary.close()
 
 
 def rest(waker: Waker) -> None:

@@ -22,6 +22,7 @@ from common.session import Done, Mode, Phase, Progress, Ready, Result, TableComp
 from common.sessions import Request
 from common.stop import Stop
 from common.wire import MessageKind, encode_body
+from publisher import synchronization
 from publisher.control import Control
 from publisher.leading import Heard, SessionEndedError
 from publisher.members import Member
@@ -281,7 +282,7 @@ def test_whom_another_position_may_suit_is_asked_again(session: Session) -> None
 
 
 @contextmanager
-def leading(primary: Node) -> Iterator[None]:
+def leading(primary: Node) -> Iterator[Synchronization]:
     """What serves requests runs in this process; no node has ever been heard, so that nothing is said to any."""
     parts, lists = _built(primary)
     relay = Relay(parts.database, parts.settings.relay, parts.writer, lambda: lists.present, parts.state.position)
@@ -301,7 +302,7 @@ def leading(primary: Node) -> Iterator[None]:
     thread = threading.Thread(target=partial(serving.loop, stop))
     thread.start()
     try:
-        yield
+        yield serving
     finally:
         stop.set()
         thread.join()
@@ -339,6 +340,20 @@ def test_a_primary_s_doubt_stays_where_a_node_did_not_take_part(primary: Node, c
     with leading(primary):
         wait_for(lambda: phase_of(primary, number) == "resumed", "the end")
     assert primary.rows("SELECT doubt FROM stsync_node") == [("it was upgraded",)]
+
+
+def test_a_request_is_served_when_it_is_told_of_and_else_a_moment_later(
+    primary: Node, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synchronization, "_IDLE_S", 3600.0)
+    with leading(primary) as serving:
+        number = sessions.ask(connection, Mode.SYNC, timeout_s=60.0)
+        serving.look()
+        wait_for(lambda: phase_of(primary, number) == "resumed", "the end")
+    monkeypatch.undo()
+    with leading(primary):
+        number = sessions.ask(connection, Mode.SYNC, timeout_s=60.0)
+        wait_for(lambda: phase_of(primary, number) == "resumed", "the end")
 
 
 def test_what_a_process_that_died_had_begun_is_given_up_and_what_was_asked_for_is_served(

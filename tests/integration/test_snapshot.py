@@ -250,6 +250,19 @@ def test_many_rows_changed_alike_do_not_cancel_out(database_kind: str, new_place
     assert len(seen) == 6
 
 
+def test_some_buckets_are_told_as_they_are_among_all(database_kind: str, new_place: MakePlace) -> None:
+    place = new_place(
+        database_kind,
+        "CREATE TABLE v (id INTEGER PRIMARY KEY, a VARCHAR(9))",
+        "INSERT INTO v VALUES " + ", ".join(f"({i}, 'x{i}')" for i in range(50)),
+    )
+    every = place.buckets(10)
+    assert len(every) == 10
+    for wanted in ([3], [9, 0, 4], []):
+        assert place.read("buckets", place.columns, 10, wanted) == {one: every[one] for one in wanted}
+    assert place.read("buckets", place.columns, 100, range(100)) == place.buckets(100)
+
+
 def test_digests_of_rows_add_up_to_those_of_buckets(database_kind: str, new_place: MakePlace) -> None:
     place = new_place(database_kind, PLAIN)
     place.execute("INSERT INTO v VALUES (:i, 'a', NULL, :c)", values=[{"i": i, "c": f"c{i % 7}"} for i in range(12_000)])

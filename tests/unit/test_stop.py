@@ -1,13 +1,16 @@
-"""A Stop that could not be made leaves nothing behind that fails later."""
+"""A Stop that could not be made leaves nothing behind that fails later; a Bell wakes who waits, once."""
 
 import errno
 import gc
 import os
+import select
 import sys
+import threading
+import time
 
 import pytest
 
-from common.stop import Stop
+from common.stop import Bell, Stop
 
 
 def test_without_descriptors_it_says_so_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +35,20 @@ def test_its_descriptors_are_given_back() -> None:
     for one in descriptors:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(one)
+
+
+def test_a_bell_wakes_who_waits_also_where_it_was_rung_before() -> None:
+    bell, stop = Bell(), Stop()
+    for _ in range(100_000):  # more than the pipe holds
+        bell.ring()
+    began = time.monotonic()
+    while not bell.wait(stop, 0) and select.select([bell._read], [], [], 0)[0]:
+        assert time.monotonic() - began < 30
+    waiting = threading.Timer(0.1, bell.ring)
+    waiting.start()
+    assert not bell.wait(stop, 30)
+    assert time.monotonic() - began < 30
+    assert not bell.wait(stop, 0)
+    stop.set()
+    assert bell.wait(stop, 30)
+    assert bell.wait(stop, 30), "who is to stop is told each time"
