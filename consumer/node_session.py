@@ -1,10 +1,11 @@
 """One session on this node, step by step: what it has found out, what it still expects, what it installs (common.session).
 
-Nothing of the node is changed before End; then everything is, in one transaction, or nothing.
+Nothing of the node is changed before End; then everything is, in one transaction, or nothing. That transaction may begin earlier
+(consumer.streaming).
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy import delete, select
@@ -47,6 +48,7 @@ from consumer.proof import Compared, forget_edits
 from consumer.proving import Claim, Differing, changes_nothing_else, prove
 from consumer.scratch import Difference, Written
 from consumer.spool import Spool
+from consumer.streaming import Streaming
 
 
 def unlike(begin: Begin, listed: Listed, node: str) -> str | None:
@@ -125,6 +127,7 @@ class NodeSession:
         self._missing: dict[int, Packed] = {}
         self._different: dict[int, Packed] = {}
         self._spool = Spool(reader.open)
+        self._streaming: Streaming | None = None
         self._messages: dict[int, Verified] = {}
 
     @property
@@ -144,6 +147,8 @@ class NodeSession:
 
     def close(self) -> None:
         """Give back what it holds."""
+        if self._streaming is not None:
+            self._streaming.abandon()
         self._spool.close()
         self._leave_snapshot()
 
@@ -210,6 +215,10 @@ class NodeSession:
         if self.mode is not Mode.SYNC:
             for place in self._whole:
                 self._tallies[place] = Tally(missing=said.tables[place].rows)
+        elif self._differ and self._whole.issuperset(self._differ) and not self._database.dialect.one_writer:
+            self._leave_snapshot()
+            self._streaming = Streaming(self._spool, self._install)
+            self._streaming.start()
         return [Differ(tuple(self._differ), tuple(sorted(self._whole)))]
 
     def _compare_buckets(self, said: Buckets) -> list[Answer]:
@@ -270,7 +279,7 @@ class NodeSession:
         wanted = said.table in self._whole or said.part in self._missing
         if not wanted or message is None:
             return
-        self._spool.add(said.table, said.part, message)
+        self._spool.add(said, message)
         self.rows += said.count
 
     def _finish(self) -> None:
@@ -286,7 +295,8 @@ class NodeSession:
         self._leave_snapshot()
         if self._begin.careful:
             self._refuse_to_lose(compared)
-        written = self._install()
+        self._spool.end()
+        written = self._install() if self._streaming is None else self._streaming.finish()
         self.installed = True
         tables = tuple(
             TableCompared(name, one.inserted, one.deleted, one.updated)
@@ -305,7 +315,7 @@ class NodeSession:
                 "`stsync sync --dry-run` on the primary, and if the primary is right, run `stsync sync` there"
             )
 
-    def _install(self) -> dict[str, Written]:
+    def _install(self) -> Mapping[str, Written]:
         differences = [self._difference(place) for place in self._differ]
         with self._database.connect() as connection:
             self._database.dialect.mark_session(connection)
@@ -324,15 +334,18 @@ class NodeSession:
 
         def inserts() -> Iterator[tuple[int, str]]:
             if place in self._whole:
-                return ((chunk.count, chunk.rows) for chunk in self._spool.chunks(place))
+                return ((chunk.count, chunk.rows) for chunk in self._chunks(place))
             return self._rows_of(place, shape, self._missing)
 
         return Difference(self._table(shape), shape.names, deletes, updates, inserts)
 
+    def _chunks(self, place: int) -> Iterator[Chunk]:
+        return self._spool.chunks(place, self._manifest.tables[place].rows)
+
     def _rows_of(self, place: int, shape: TableShape, of: dict[int, Packed]) -> Iterator[tuple[int, str]]:
         """Those of the chunks' rows that are some of these, part by part."""
         number, keys = -1, frozenset[object]()
-        for chunk in self._spool.chunks(place):
+        for chunk in self._chunks(place):
             if chunk.part != number:
                 wanted = of[chunk.part]
                 number, keys = chunk.part, frozenset(keyed(wanted.text(), wanted.count, shape) if wanted.count else ())
@@ -345,6 +358,8 @@ class NodeSession:
 
     def _prove_and_move(self, connection: Connection, differences: Sequence[Difference], in_place: bool) -> None:
         """The end of the transaction that installs: the tables are equal, and that is where the log goes on (TRAPS 7)."""
+        if self._streaming is not None:
+            self._streaming.wait_for_all()
         dialect = self._database.dialect
         only_differing = in_place and changes_nothing_else(dialect, connection, differences)
         for place in self._differ:

@@ -1,0 +1,117 @@
+"""The two sides of a session, in this process and without a broker: what a primary says, and a secondary that hears it."""
+
+import threading
+import time
+from functools import partial
+from typing import Any
+
+from common.broker import ConsumeLink, Delivery, PublishLink
+from common.digests import whole
+from common.session import Begin, Cancel, Chunk, ColumnShape, End, Manifest, Mode, Said, TableShape, new_id
+from common.stop import Stop
+from common.wire import MessageKind, encode_body
+from consumer.answers import Answers
+from consumer.proof import Compared
+from consumer.synchronizer import Begun, Over, Synchronizer
+from tests.harness import Cluster, wait_for
+from tests.pipeline import _built
+
+SCHEMA = ("CREATE TABLE item (id BIGINT PRIMARY KEY, note VARCHAR(40))",)
+ROWS = [(1, "one"), (2, "two")]
+HASH = b"\5" * 32
+AT = 7  # the position of sessions here
+
+
+class Primary:
+    """What the primary says in one session, number by number; `say` is as another would say it."""
+
+    def __init__(self, cluster: Cluster, mode: Mode = Mode.SYNC, *, full: bool = False) -> None:
+        self._cluster = cluster
+        self.id = new_id()
+        self._parts, lists = _built(cluster.primary)
+        table = lists.tables["item"]
+        names = tuple(column.name for column in table.columns)
+        shape = TableShape("item", tuple(ColumnShape(one.name, one.shape) for one in table.columns), 1, 1)
+        dialect = self._parts.database.dialect
+        with self._parts.database.connect(read_only=True) as connection:
+            found = whole(dialect.buckets(connection, table, names, 1).values())
+            chunks = [Chunk(0, 0, count, text) for count, text in dialect.rows(connection, table, names, 1)]
+            connection.rollback()
+        self.begin = Begin(1, mode, full, ("st2",), AT, HASH, (shape,))
+        self.rest: list[Said] = [Manifest((found,)), *chunks, End()]
+
+    def all(self) -> list[bytes]:
+        """All that follows the first word."""
+        return [self.say(said, number) for number, said in enumerate(self.rest, 2)]
+
+    def say(
+        self,
+        said: Said,
+        number: int = 0,
+        *,
+        by: str = "st1",
+        kind: MessageKind = MessageKind.SESSION,
+        session: bytes = b"",
+        epoch: int = 1,
+        ago_s: float = 0.0,
+    ) -> bytes:
+        writer = self._parts.writer if by == "st1" else _built(self._cluster.nodes[by])[0].writer
+        clock, writer._clock = writer._clock, lambda: time.time() - ago_s
+        try:
+            return writer.write(
+                kind, encode_body(said), epoch=epoch, sequence=number, previous=session or self.id, expires_in_s=60.0
+            )
+        finally:
+            writer._clock = clock
+
+
+class Secondary:
+    """st2's side of sessions; what it answers goes nowhere."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.node = cluster.nodes["st2"]
+        parts, lists = _built(self.node)
+        link = PublishLink(parts.settings.broker, parts.topology, client_name="st2")
+        answers = Answers(link, parts.topology, parts.writer, "st1")
+        self.refused: list[str] = []
+        self.compared: list[Compared] = []
+        self.synchronizer = Synchronizer(
+            parts.database,
+            parts.settings,
+            parts.reader,
+            lists,
+            answers,
+            primary="st1",
+            refused=lambda exc: self.refused.append(exc.kind),
+            verified=self.compared.append,
+        )
+        arrived = self.synchronizer.arrived
+        self._from = ConsumeLink(parts.settings.broker, parts.topology, queue="q", client_name="st2", on_delivery=arrived)
+        self._stop = Stop()
+        self._thread = threading.Thread(target=partial(self.synchronizer.loop, self._stop, self._from))
+        self._thread.start()
+
+    def begin(self, primary: Primary, *, epoch: int = 1) -> None:
+        self.synchronizer.begin(Begun(primary.id, epoch, primary.begin))
+
+    def hear(self, *messages: bytes) -> None:
+        for tag, one in enumerate(messages):
+            self.synchronizer.arrived(Delivery(one, tag, None, redelivered=False, generation=1))
+
+    def wait_heard(self, primary: Primary) -> None:
+        """Until all that came was handled: what comes behind it is refused."""
+        known = len(self.refused)
+        self.hear(primary.say(Cancel("marks the place"), by="st3"))
+        wait_for(lambda: len(self.refused) > known, "what came behind it")
+        assert self.refused.pop() == "sender"
+
+    def over(self) -> Over:
+        found: Over = wait_for(self.synchronizer.over, "the session's end")
+        return found
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        return self.node.rows("SELECT id, note FROM item ORDER BY id")
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
