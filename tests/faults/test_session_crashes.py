@@ -1,6 +1,7 @@
 """A process that dies in any phase of a full synchronization: everybody goes on, nothing is half done, in the end all are equal."""
 
 import threading
+from collections.abc import Callable
 from subprocess import CompletedProcess
 
 import pytest
@@ -46,13 +47,20 @@ class Command(threading.Thread):
         self.done = self._node.command("sync", "--json", *self._options, timeout_s=120)
 
 
-def spoiled(new_cluster: MakeCluster, kind: str) -> Cluster:
+def emptied(node: Node, _seed: int) -> None:
+    """All that is listed is gone."""
+    node.execute("DELETE FROM login", "DELETE FROM account", "DELETE FROM param WHERE islocal = 0")
+    while ids := node.rows("SELECT id FROM unit WHERE id NOT IN (SELECT parent FROM unit WHERE parent IS NOT NULL)"):
+        node.execute(f"DELETE FROM unit WHERE id IN ({', '.join(str(one) for (one,) in ids)})")
+
+
+def spoiled(new_cluster: MakeCluster, kind: str, how: Callable[[Node, int], None] = spoil) -> Cluster:
     cluster = new_cluster(kind, settings=SETTINGS.replace("[sessions]", "[sessions]\nrejoin = false"))
     cluster.start()
     wait_running(*cluster.nodes.values())
     fill(cluster)
     for node in cluster.secondaries:
-        spoil(node, 3)
+        how(node, 3)
     for node in cluster.nodes.values():  # from now on nodes rejoin by themselves
         node.config.write_text(node.config.read_text().replace("rejoin = false", "rejoin = true"))
     return cluster
@@ -83,7 +91,19 @@ def installed(cluster: Cluster, node: Node) -> tuple[bool, bool]:
 def test_a_secondary_that_dies_has_all_of_it_or_nothing_and_rejoins(
     new_cluster: MakeCluster, point: str, database_kind: str
 ) -> None:
-    cluster = spoiled(new_cluster, database_kind)
+    _dies(spoiled(new_cluster, database_kind), point)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("point", ["chunk kept", "installed, position not moved"])
+def test_an_empty_secondary_that_dies_while_it_is_filled_is_empty_and_rejoins(
+    new_cluster: MakeCluster, point: str, database_kind: str
+) -> None:
+    cluster = spoiled(new_cluster, database_kind, emptied)
+    _dies(cluster, point)
+
+
+def _dies(cluster: Cluster, point: str) -> None:
     victim = cluster.nodes["st3"]
     start_dying(victim, point)
     command = Command(cluster.primary)
