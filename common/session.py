@@ -31,6 +31,7 @@ from common.errors import MessageRefused
 ID_BYTES: Final = 16
 ROWS_A_BUCKET: Final = 32  # a differing row costs the digests of so many, and a bucket's digest stands for so many
 MOST_BUCKETS: Final = 1 << 20
+DIGESTS: Final = 2  # how digests are made and rows told apart; to be raised with any change of it
 TableName = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=NO_NUL)]
 Definition = Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)]
 Place = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
@@ -98,7 +99,7 @@ class TableShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Begin(_Said, frozen=True, tag="begin"):
     """A session begins, for these nodes, at this position of the log. `number` rises from one session to the next. `careful`: no row
-    of a node is to be changed or deleted; who would have to do that fails."""
+    of a node is to be changed or deleted; who would have to do that fails. `digests`: the primary's DIGESTS."""
 
     number: Natural
     mode: Mode
@@ -108,6 +109,7 @@ class Begin(_Said, frozen=True, tag="begin"):
     hash: Hash
     tables: Annotated[tuple[TableShape, ...], msgspec.Meta(max_length=100_000)]
     careful: bool = False
+    digests: Natural = DIGESTS
 
 
 class TableDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -20,6 +20,7 @@ from common.errors import Fault, MessageRefused, NotApplicable
 from common.live_lists import Lists
 from common.schema import Listed, ListedTable
 from common.session import (
+    DIGESTS,
     Answer,
     Begin,
     Buckets,
@@ -52,7 +53,9 @@ from consumer.streaming import Streaming
 
 
 def unlike(begin: Begin, listed: Listed, node: str) -> str | None:
-    """Why this node's schema or lists do not allow the session, where they differ from the primary's; None where they do."""
+    """Why this node's version, schema or lists do not allow the session, where they differ from the primary's; None where they do."""
+    if begin.digests != DIGESTS:
+        return "its version of stsync makes other digests than the primary's; run the same version on all nodes"
     found = [_unlike(shape, listed.get(shape.name)) for shape in begin.tables]
     here_only = listed.keys() - {shape.name for shape in begin.tables}
     found += [f"table {name} is listed on {node} and not on the primary" for name in sorted(here_only)]

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from common.broker import Delivery
 from common.changes import GENESIS
-from common.session import Begin, Cancel, Mode
+from common.session import DIGESTS, Begin, Cancel, Mode, parse_said
 from common.wire import Heartbeat, MessageKind, encode_body
 from consumer import synchronizer
 from consumer.applier import Applier
+from consumer.node_session import unlike
 from consumer.proof import Compared
 from consumer.synchronizer import Begun, Over
 from publisher.relay import Relay
@@ -61,6 +63,21 @@ def test_all_that_the_primary_says_makes_it_equal_at_the_position(pair: Cluster,
     assert found == [(1, AT, HASH, "catching_up", None, 0, 1)]
     assert st2.node.rows("SELECT reason FROM stsync_quarantine") == []
     assert st2.refused == []
+
+
+def test_who_makes_other_digests_takes_no_part_and_says_so(pair: Cluster, st2: Secondary) -> None:
+    """A rolling upgrade: all rows would seem to differ."""
+    primary = Primary(pair)
+    primary.begin = replace(primary.begin, digests=DIGESTS + 1)
+    st2.begin(primary)
+    assert st2.over() == Over(installed=False)
+    st2.hear(*primary.all())
+    st2.wait_heard(primary)
+    assert (st2.rows(), st2.node.sequence()) == ([], 0)
+    assert "run the same version on all nodes" in (unlike(primary.begin, _built(st2.node)[1].tables, "st2") or "")
+    said = parse_said(encode_body(primary.begin))
+    assert isinstance(said, Begin)
+    assert said.digests == DIGESTS + 1
 
 
 def test_nothing_is_installed_before_all_has_come(pair: Cluster, st2: Secondary) -> None:
