@@ -153,7 +153,7 @@ class PrimaryService:
             waker = self._database.dialect.waker(
                 self._database.engine, stop, (relay.poll_min_ms / 1000, relay.poll_max_ms / 1000)
             )
-        untidy = 0
+        untidy, woken = 0, False
         cadence, before = Cadence(relay.gather_ms, relay.gather_max_ms), 0.0
         try:
             while not stop.is_set():
@@ -171,10 +171,10 @@ class PrimaryService:
                     pause_s = max(0.0, begun + pause_s - time.monotonic())
                     waker.found(pause_s)
                     stop.wait(pause_s)
-                elif self._database.dialect.wake:
-                    self._synchronization.look()  # woken for that, perhaps
+                elif woken and self._database.dialect.wake:
+                    self._synchronization.look()  # for that, perhaps
                 self._relay.sweep()
-                waker.wait(_IDLE_S)
+                woken = waker.wait(_IDLE_S) and drained is None  # else it only looks once more
                 self._troubles.over("relay")
         finally:
             self._relay.close()
