@@ -112,6 +112,7 @@ class Table:
     `followed`: other triggers may change a row again before ours see its change, and ours then have to be other ones.
     `overtaken`: another trigger runs before ours because it was made after them; they have to be made anew.
     `copyable`: rows that are copied in (COPY) become what they would become if they were inserted.
+    `answered`: a rule, or a trigger that fires only in sessions that replicate, may change other rows as these are written.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Table:
     followed: bool = False
     overtaken: bool = False
     copyable: bool = False
+    answered: bool = False
 
     def column(self, name: str) -> Column | None:
         """The column of exactly that name."""

@@ -362,9 +362,10 @@ class NodeSession:
     def _prove_and_move(self, connection: Connection, differences: Sequence[Difference], in_place: bool) -> None:
         """The end of the transaction that installs: the tables are equal, and that is where the log goes on (TRAPS 7)."""
         if self._streaming is not None:
-            self._streaming.wait_for_all()
+            self._streaming.wait_for_all(connection)
         dialect = self._database.dialect
-        only_differing = in_place and changes_nothing_else(dialect, connection, differences)
+        undisturbed = set(self._edits).issuperset(connection.execute(select(outbox.c.id)).scalars())
+        only_differing = in_place and undisturbed and changes_nothing_else(dialect, connection, differences)
         for place in self._differ:
             shape = self._begin.tables[place]
             claim = Claim(self._table(shape), shape, self._manifest.tables[place], self._differing.of(place))

@@ -1,7 +1,8 @@
 """The end of an installation: what it has changed is looked at once more, and is equal to the primary's, or nothing is committed.
 
 All of a table that differed is looked at, where more of it than its differing rows can have changed. Where that is excluded, it is
-their buckets, and how many rows there are: the other rows were found equal by the same session.
+their buckets, and how many rows there are: the other rows were found equal as the session began. (What somebody changes here after
+that and nothing captures, which another session could do a moment later, the next verification tells.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,9 +50,9 @@ class Differing:
 
 
 def changes_nothing_else(dialect: Dialect, connection: Connection, differences: Sequence[Difference]) -> bool:
-    """Whether these, put in place, change only the rows that they name: they delete none, and no trigger of others and no foreign key
-    hands on what they update."""
-    if any(one.table.table.triggers or anything(one.deletes) for one in differences):
+    """Whether these, put in place, change only the rows that they name: they delete none, and no trigger of others, no rule and no
+    foreign key hands on what they write."""
+    if any(one.table.table.triggers or one.table.table.answered or anything(one.deletes) for one in differences):
         return False
     names = {one.table.name for one in differences}
     return not any(key.parent in names and key.on_update != "stay" for key in dialect.foreign_keys(connection))

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 import structlog
+from sqlalchemy.engine import Connection
 
 from common.errors import StsyncError
 from consumer.scratch import Written
@@ -37,11 +38,13 @@ class Streaming:
             if self._ends:
                 self._failed = exc
             else:
-                structlog.get_logger("session").info("installation_begins_again", reason=str(exc))
+                structlog.get_logger("session").info("installation_waits_for_all_rows", reason=str(exc))
 
-    def wait_for_all(self) -> None:
-        """Until all is there; what goes wrong from then on has gone wrong for good. Raises SpoolClosedError."""
+    def wait_for_all(self, connection: Connection) -> None:
+        """Until all is there, and the connection that installs is seen to live; what goes wrong from then on has gone wrong for good.
+        Raises SpoolClosedError, and what the driver does."""
         self._spool.wait_for_all()
+        connection.exec_driver_sql("SELECT 1")
         self._ends = True
 
     def finish(self) -> Installed:

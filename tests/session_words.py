@@ -5,9 +5,12 @@ import time
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from common.broker import ConsumeLink, Delivery, PublishLink
+from common.changes import SEPARATOR
 from common.digests import whole
-from common.session import Begin, Cancel, Chunk, ColumnShape, End, Manifest, Mode, Said, TableShape, new_id
+from common.session import Begin, Buckets, Cancel, Chunk, ColumnShape, End, Manifest, Mode, Rows, Said, TableShape, new_id
 from common.stop import Stop
 from common.wire import MessageKind, encode_body
 from consumer.answers import Answers
@@ -63,6 +66,32 @@ class Primary:
             )
         finally:
             writer._clock = clock
+
+
+class Partly(Primary):
+    """A primary of whose rows one differs on the secondary: the first in key order. Its table is told in so many buckets."""
+
+    def __init__(self, cluster: Cluster, buckets: int) -> None:
+        super().__init__(cluster)
+        table = _built(cluster.primary)[1].tables["item"]
+        shape = replace(self.begin.tables[0], buckets=buckets)
+        dialect = self._parts.database.dialect
+        with self._parts.database.connect(read_only=True) as connection:
+            own = dialect.buckets(connection, table, shape.names, buckets)
+            width = len(next(iter(own.values())).digest)
+            digests = b"".join(own[one].digest if one in own else bytes(width) for one in range(buckets))
+            told = {
+                one: [row for some in dialect.row_digests(connection, table, shape.names, buckets, [one]) for row in some]
+                for one in own
+            }
+            self.bucket, key = next((one, key) for one, rows in told.items() for key, _ in rows if key.strip('"') == "1")
+            chunks = [Chunk(1, 0, count, text) for count, text in dialect.rows_of(connection, table, shape.names, [key], 1)]
+            connection.rollback()
+        self.others = [int(key.strip('"')) for one, rows in told.items() if one != self.bucket for key, _ in rows]
+        keys, found = zip(*told[self.bucket], strict=True)
+        rows = Rows(1, 0, (self.bucket,), len(keys), SEPARATOR.join(f"[{one}]" for one in keys), b"".join(found), last=True)
+        self.begin = replace(self.begin, tables=(shape,))
+        self.rest = [Manifest((whole(own.values()),)), Buckets(0, 0, width, digests), rows, *chunks, End()]
 
 
 class Secondary:

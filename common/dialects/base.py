@@ -236,7 +236,7 @@ class InstallingDialect(Protocol):
 
     unenforced: bool  # where foreign keys are switched off for a session, no trigger is, and anybody may do that
     overriding: str  # what an INSERT … SELECT says to keep identity values as they are
-    bounded_waits: str  # for a transaction that installs: that it waits for nobody's lock for long; empty where none does
+    bounded_waits: str  # for a transaction that installs: that it waits for nobody's lock for long, and may wait for rows
     drop_scratch: str  # what removes a table that `scratch` made, which follows; empty where the end of the transaction does
 
     def foreign_keys(self, connection: Connection) -> list[ForeignKey]:

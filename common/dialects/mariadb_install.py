@@ -23,7 +23,8 @@ class MariadbInstalling:
     """See InstallingDialect."""
 
     unenforced = True
-    bounded_waits = ""
+    # Waits for locks are bounded by the server; that it ends who is idle in a transaction, where it does, is not for these.
+    bounded_waits = "SET SESSION idle_transaction_timeout = 0, SESSION idle_write_transaction_timeout = 0"
     overriding = ""
     drop_scratch = "DROP TEMPORARY TABLE IF EXISTS"
 

@@ -114,7 +114,8 @@ SELECT c.oid, c.relname,
             OR EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)
              AND (a.attnum = ANY (i.indkey::int2[]) OR i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
               OR EXISTS (SELECT 1 FROM pg_attribute g
-               WHERE g.attrelid = c.oid AND g.attgenerated <> '' AND g.attnum = ANY (i.indkey::int2[]))))))
+               WHERE g.attrelid = c.oid AND g.attgenerated <> '' AND g.attnum = ANY (i.indkey::int2[])))))),
+       c.relhasrules OR EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled = 'R')
 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
  AND c.relname NOT LIKE 'stsync\\_%%'
 """
@@ -317,8 +318,9 @@ class Postgresql(PostgresqlSnapshot, PostgresqlInstalling, ToldByTriggers):
                 followed=oid in followed,
                 copyable=copyable,
                 guarded=frozenset(guarded or ()),
+                answered=answered,
             )
-            for oid, name, key, parents, obstacle, copyable, guarded in rows
+            for oid, name, key, parents, obstacle, copyable, guarded, answered in rows
         )
 
     def same_name(self, left: str, right: str) -> bool:

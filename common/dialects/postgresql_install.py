@@ -35,7 +35,8 @@ class PostgresqlInstalling:
     """See InstallingDialect."""
 
     unenforced = False
-    bounded_waits = "SET LOCAL lock_timeout = '20s'"  # as long as MariaDB's sessions wait
+    # As long as MariaDB's sessions wait; and whatever the server does to others that are idle in a transaction.
+    bounded_waits = "SET LOCAL lock_timeout = '20s'; SET LOCAL idle_in_transaction_session_timeout = 0"
     overriding = " OVERRIDING SYSTEM VALUE"
     drop_scratch = ""
 

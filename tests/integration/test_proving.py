@@ -136,6 +136,25 @@ def test_who_puts_rows_in_place_changes_no_others(place: Place) -> None:
     assert place.changes_nothing_else(place.difference("b"))
 
 
+@pytest.mark.parametrize("place", [""], indirect=True)
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE RULE more AS ON UPDATE TO a DO ALSO UPDATE b SET n = 5 WHERE id = 150",
+        "CREATE TRIGGER more AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION more(); ALTER TABLE a ENABLE REPLICA TRIGGER more",
+    ],
+    ids=["a rule", "a trigger for sessions that replicate"],
+)
+def test_what_answers_a_write_may_change_others(place: Place, made: str) -> None:
+    place.execute(
+        "CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE b SET n = 5; RETURN NULL; END'", made
+    )
+    _read(place)
+    assert not place.changes_nothing_else(place.difference("a"))
+    assert place.changes_nothing_else(place.difference("b"))
+
+
 @pytest.mark.parametrize("place", ["ON UPDATE CASCADE", "ON UPDATE SET NULL"], indirect=True)
 def test_what_a_foreign_key_hands_on_may_change_others(place: Place) -> None:
     assert not place.changes_nothing_else(place.difference("a"))

@@ -21,7 +21,7 @@ from publisher.relay import Relay
 from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, QUIET, Cluster, make_cluster, wait_for
 from tests.pipeline import _built
-from tests.session_words import AT, HASH, ROWS, SCHEMA, Primary, Secondary
+from tests.session_words import AT, HASH, ROWS, SCHEMA, Partly, Primary, Secondary
 
 
 @pytest.fixture
@@ -161,6 +161,25 @@ def test_what_is_not_equal_in_the_end_is_not_installed(pair: Cluster, st2: Secon
     st2.hear(*primary.all())
     assert st2.over() == Over(installed=False, differs=True)
     assert (st2.rows(), st2.node.sequence()) == ([], 0)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_change_made_here_since_the_comparison_is_noticed(pair: Cluster, st2: Secondary, *, captured: bool) -> None:
+    """Of a row that was equal, in another bucket than the one that is mended; of what nothing captures this session knows nothing."""
+    fill = "INSERT INTO item VALUES " + ", ".join(f"({one}, 'n{one}')" for one in range(3, 90))
+    pair.primary.execute(fill)
+    st2.node.execute("INSERT INTO item VALUES (1, 'other'), (2, 'two')", fill, "DELETE FROM stsync_outbox")
+    primary = Partly(pair, 6)
+    st2.begin(primary)
+    *most, end = primary.all()
+    st2.hear(*most)
+    st2.wait_heard(primary)
+    st2.node.execute(f"UPDATE item SET note = 'edited' WHERE id = {primary.others[0]}")
+    if not captured:
+        st2.node.execute("DELETE FROM stsync_outbox")
+    st2.hear(end)
+    assert st2.over() == Over(installed=not captured, differs=captured)
+    assert st2.node.rows("SELECT note FROM item WHERE id = 1") == [("other",) if captured else ("one",)]
 
 
 def test_it_ends_where_install_has_run_meanwhile(pair: Cluster, st2: Secondary) -> None:

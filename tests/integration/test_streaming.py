@@ -149,6 +149,50 @@ def test_it_is_done_anew_where_the_database_was_away_before_all_had_come(place: 
     assert (st2.rows(), st2.node.sequence()) == (ROWS, AT)
 
 
+def test_it_is_done_anew_where_the_connection_was_lost_while_it_waited_for_the_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, wait = threading.Event(), Spool.wait_for_all
+
+    def wait_and_say_so(spool: Spool) -> None:
+        waits.set()
+        wait(spool)
+
+    monkeypatch.setattr(Spool, "wait_for_all", wait_and_say_so)
+    st2, (*most, end) = place.st2, place.primary.all()
+    st2.begin(place.primary)
+    st2.hear(*most)
+    assert waits.wait(30)
+    place.end_connections()
+    wait_for(lambda: not place.uncommitted(), "the writer's end")
+    st2.hear(end)
+    assert st2.over() == Over(installed=True)
+    assert (st2.rows(), st2.node.sequence()) == (ROWS, AT)
+
+
+def test_no_bound_of_the_servers_ends_who_waits_for_rows(place: Place) -> None:
+    """Of the transaction that installs."""
+    idle = {
+        "postgresql": "SELECT current_setting('idle_in_transaction_session_timeout')",
+        "mariadb": "SELECT @@SESSION.idle_transaction_timeout + @@SESSION.idle_write_transaction_timeout",
+    }
+    bound = {
+        "postgresql": "SET idle_in_transaction_session_timeout = '9s'",
+        "mariadb": "SET SESSION idle_transaction_timeout = 9, SESSION idle_write_transaction_timeout = 9",
+    }
+    database, found = place.st2.node.database, []
+
+    def finish(_in_place: bool) -> None:
+        found.append(str(connection.exec_driver_sql(idle[place.kind]).scalar_one()))
+
+    with database.connect() as connection:
+        database.dialect.mark_session(connection)
+        connection.exec_driver_sql(bound[place.kind])
+        connection.commit()
+        install.run(database, connection, [], {}, finish)
+    assert found == ["0"]
+
+
 def test_what_comes_out_otherwise_than_on_the_primary_is_not_installed_nor_tried_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
