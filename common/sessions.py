@@ -2,6 +2,7 @@
 whoever looks reads that (DESIGN §9)."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -103,9 +104,14 @@ def read(connection: Connection, number: int) -> Request | None:
     return None if row is None else _request(row)
 
 
-def is_open(connection: Connection) -> bool:
-    """Whether there is one under way, or asked for; asked again and again, and so in the driver's own words."""
-    return connection.exec_driver_sql(_IS_OPEN_SQL).first() is not None
+def is_open(connection: Connection, *, looks_freely: bool = False) -> bool:
+    """Whether there is one under way, or asked for; asked again and again, and so in the driver's own words, and where it
+    `looks_freely` (see EngineDialect) without a transaction."""
+    if not looks_freely:
+        return connection.exec_driver_sql(_IS_OPEN_SQL).first() is not None
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(_IS_OPEN_SQL)
+        return cursor.fetchone() is not None
 
 
 def newest_open(connection: Connection) -> Request | None:

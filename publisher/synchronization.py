@@ -34,6 +34,7 @@ from publisher.relay import Drained, Relay
 from publisher.sender import Posted, Sender
 
 _IDLE_S = _LOOK_S = 0.2
+_WOKEN_IDLE_S = 1.0  # where requests wake who serves them
 _PULSE_S = 1.0
 _HEAL_S = 1.0
 _DROPPED_S = 4.0
@@ -96,8 +97,11 @@ class Synchronization:
         with self._database.connect() as connection, self._database.connect(read_only=True) as reading:
             self._give_up_former(connection)
             healed = time.monotonic()
-            while not self._bell.wait(stop, _IDLE_S):
-                request = sessions.newest_open(reading) if sessions.is_open(reading) else None
+            dialect = self._database.dialect
+            idle_s = _WOKEN_IDLE_S if dialect.wake else _IDLE_S
+            while not self._bell.wait(stop, idle_s):
+                some = sessions.is_open(reading, looks_freely=dialect.looks_freely)
+                request = sessions.newest_open(reading) if some else None
                 reading.rollback()
                 if request is not None:
                     self._serve(connection, reading, request, stop)

@@ -293,6 +293,7 @@ class EngineDialect(Protocol):
 
     one_writer: bool  # a transaction that has written keeps every other from writing until it ends
     removes_late: bool  # removing rows of the outbox costs so much that many are removed when nothing else is to be done
+    looks_freely: bool  # what the driver itself runs on a connection that only reads begins no transaction
     wake: str  # what ends the wait of `waker` though there are no rows, once committed; empty where nothing does
 
     def engine(self, url: URL, connect_timeout_s: float, *, read_only: bool = False) -> Engine:

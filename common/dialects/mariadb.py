@@ -119,6 +119,7 @@ class Mariadb(MariadbSnapshot, MariadbInstalling, ToldByTriggers):
     replay_mark = "@stsync_replay IS NOT NULL"
     one_writer = False
     removes_late = True
+    looks_freely = True
     wake = ""
     errors: tuple[type[BaseException], ...] = (pymysql.MySQLError,)
 

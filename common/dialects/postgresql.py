@@ -176,6 +176,7 @@ class Postgresql(PostgresqlSnapshot, PostgresqlInstalling, ToldByTriggers):
     replay_mark = "current_setting('stsync.replay', true) = 'on'"
     one_writer = False
     removes_late = False
+    looks_freely = False
     wake = f"NOTIFY {CHANNEL}"
     errors: tuple[type[BaseException], ...] = (psycopg.Error,)
 
