@@ -150,6 +150,7 @@ class Synchronization:
                 nodes=found.nodes or None,
                 timeout_s=self._settings.sessions.timeout_s,
             )
+            self._bell.ring()
 
     def _outdated(self, connection: Connection, state: NodeState | None, ahead: Sequence[str]) -> bool:
         """Whether a node has ever been heard that has more of the log than this primary, since a person has last synchronized all."""
