@@ -147,7 +147,7 @@ class Sqlite(SqliteSnapshot, SqliteInstalling):
     replay_mark = "EXISTS (SELECT 1 FROM stsync_replaying)"
     one_writer = True
     removes_late = False
-    looks_freely = True
+    looks_freely = False
     wake = ""
     errors: tuple[type[BaseException], ...] = (sqlite3.Error,)
 
