@@ -42,7 +42,7 @@ def run(
             dialect.enter_replay(connection, deferred=True)
             if dialect.bounded_waits:
                 connection.exec_driver_sql(dialect.bounded_waits)
-            found, in_place = _install_all(dialect, connection, differences, listed)
+            found, in_place = install(dialect, connection, differences, listed)
             finish(in_place)
             dialect.leave_replay(connection)
             connection.commit()
@@ -60,18 +60,12 @@ def run(
 
 def install(
     dialect: Dialect, connection: Connection, differences: Sequence[Difference], listed: Listed
-) -> dict[str, Written]:
-    """Make the tables equal within the caller's transaction, which replays: what was written, by table.
+) -> tuple[dict[str, Written], bool]:
+    """Make the tables equal within the caller's transaction, which replays: what was written, by table, and what `finish` is told.
 
     Where foreign keys are switched off for whole transactions only (Dialect.references), they have to be off already; see `run`.
     Raises NotApplicable, and the caller rolls back; drivers' exceptions pass through.
     """
-    return _install_all(dialect, connection, differences, listed)[0]
-
-
-def _install_all(
-    dialect: Dialect, connection: Connection, differences: Sequence[Difference], listed: Listed
-) -> tuple[dict[str, Written], bool]:
     keys = dialect.foreign_keys(connection)
     order = parents_first(listed.values())
     ordered = sorted(differences, key=lambda one: order.index(one.table.name))

@@ -150,9 +150,9 @@ class NodeSession:
 
     def close(self) -> None:
         """Give back what it holds."""
-        if self._streaming is not None:
-            self._streaming.abandon()
         self._spool.close()
+        if self._streaming is not None:
+            self._streaming.join()
         self._leave_snapshot()
 
     def _leave_snapshot(self) -> None:

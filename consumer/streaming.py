@@ -33,7 +33,7 @@ class Streaming:
         try:
             self._installed = self._install()
         except SpoolClosedError:
-            pass
+            pass  # nobody waits for it any more, and the session's end has been told
         except (StsyncError, OSError, UnicodeError) as exc:
             if self._ends:
                 self._failed = exc
@@ -55,7 +55,6 @@ class Streaming:
             raise self._failed
         return self._install() if self._installed is None else self._installed
 
-    def abandon(self) -> None:
-        """The session is over: return when nothing is written any more."""
-        self._spool.close()
+    def join(self) -> None:
+        """The spool is closed: return when nothing is written any more."""
         self._thread.join()

@@ -190,7 +190,7 @@ IN_SESSION = {  # a secondary's side of a full synchronization
     "rows compared": Point(f"{_NODE}._compare_rows", after=True),
     "chunk kept": Point(f"{_NODE}._take", after=True),
     "before the installation": Point(f"{_NODE}._install"),
-    "rows in place": Point("consumer.install:_install_all", after=True),
+    "rows in place": Point("consumer.install:install", after=True),
     "installed, position not moved": Point(f"{_NODE}._prove_and_move"),
     "installed, not committed": Point(f"{_NODE}._prove_and_move", after=True),
     "installed, not told": Point(f"{_NODE}._install", after=True),

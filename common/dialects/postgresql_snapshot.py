@@ -49,10 +49,11 @@ class PostgresqlSnapshot:
     ) -> dict[int, Bucket]:
         """See SnapshotDialect."""
         cursor = raw_cursor(connection)
-        chosen = "" if wanted is None else f" AND {_bucket(table, number)} = ANY ('{{{_listed(wanted)}}}'::bigint[])"
         mixed = _mixed(taking_part(table, columns), _ROW)
-        rows = f"SELECT {_bucket(table, number)} AS b, {mixed} AS x {_inside(table)}{chosen} OFFSET 0"
-        statement = f"SELECT q.b, count(*), bit_xor({_ROW_SQL}) FROM ({rows}) q GROUP BY q.b"
+        rows = f"SELECT {_bucket(table, number)} AS b, {mixed} AS x {_inside(table)}"
+        if wanted is not None:
+            rows += f" AND {_bucket(table, number)} = ANY ('{{{','.join(map(str, wanted))}}}'::bigint[])"
+        statement = f"SELECT q.b, count(*), bit_xor({_ROW_SQL}) FROM ({rows} OFFSET 0) q GROUP BY q.b"
         cursor.execute(statement.replace("%", "%%"))
         return {place: Bucket(rows, (found & _WORD).to_bytes(8, "big")) for place, rows, found in cursor.fetchall()}
 
@@ -124,9 +125,8 @@ def _hash_large(reference: str, seed: int) -> str:
     return f"hashint8extended({reference}, {seed}) # hashint8extended({reference} >> 32, {seed + _HIGH})"
 
 
-_ROW_SQL: Final = _hash_large(
-    "q.x", _ROW
-)  # over what is mixed, so that values which change places between two rows are seen
+# Over what is mixed, so that values which change places between two rows are seen.
+_ROW_SQL: Final = _hash_large("q.x", _ROW)
 
 
 def _mixed(columns: Sequence[Column], seed: int) -> str:
@@ -146,10 +146,6 @@ def _hash_of(column: Column, seed: int) -> str:
 
 def _bucket(table: ListedTable, number: int) -> str:
     return f"(({_mixed(table.key, _BUCKET)} & {_WORD >> 1}) % {number:d})"
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, sorted(numbers)))
 
 
 def _rows(connection: Connection, statement: str) -> Generator[tuple[Any, ...], None, None]:

@@ -84,6 +84,19 @@ def make(tmp_path: Path, new_database: NewDatabase) -> Iterator[Made]:
             node.close()
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the installation waits for the session's end."""
+    found, wait = threading.Event(), Spool.wait_for_all
+
+    def wait_and_say_so(spool: Spool) -> None:
+        found.set()
+        wait(spool)
+
+    monkeypatch.setattr(Spool, "wait_for_all", wait_and_say_so)
+    return found
+
+
 @pytest.fixture(params=["postgresql", "mariadb"])
 def place(request: pytest.FixtureRequest, make: Made) -> Place:
     return make(request.param)
@@ -150,15 +163,8 @@ def test_it_is_done_anew_where_the_database_was_away_before_all_had_come(place: 
 
 
 def test_it_is_done_anew_where_the_connection_was_lost_while_it_waited_for_the_end(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, waits: threading.Event
 ) -> None:
-    waits, wait = threading.Event(), Spool.wait_for_all
-
-    def wait_and_say_so(spool: Spool) -> None:
-        waits.set()
-        wait(spool)
-
-    monkeypatch.setattr(Spool, "wait_for_all", wait_and_say_so)
     st2, (*most, end) = place.st2, place.primary.all()
     st2.begin(place.primary)
     st2.hear(*most)
@@ -223,15 +229,8 @@ def test_it_ends_where_install_has_run_meanwhile(place: Place) -> None:
     assert (place.uncommitted(), st2.rows(), st2.node.sequence()) == (0, [], 0)
 
 
-def test_tables_without_rows_do_not_end_it_before_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_without_rows_do_not_end_it_before_the_end(place: Place, waits: threading.Event) -> None:
     """All of them are to be written, and none has a row."""
-    waits, wait = threading.Event(), Spool.wait_for_all
-
-    def wait_and_say_so(spool: Spool) -> None:
-        waits.set()
-        wait(spool)
-
-    monkeypatch.setattr(Spool, "wait_for_all", wait_and_say_so)
     place.cluster.primary.execute("DELETE FROM item")
     primary = Primary(place.cluster, full=True)
     place.st2.begin(primary)
