@@ -23,6 +23,7 @@ from tests.conftest import NewDatabase
 from tests.harness import NO_BROKER, Node, make_cluster
 
 SOON_S, LATER_S = 0.005, 0.04  # pauses of single changes, and of a flood of them
+WAITS = 10
 WAITERS = text(
     "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock'"
     f" AND (classid::bigint << 32) + objid::bigint = {WAITING_KEY}"
@@ -144,9 +145,9 @@ def test_where_another_program_holds_the_lock_the_outbox_is_looked_at_again_and_
         assert waker.wait(0)
         assert all(waker.wait(30) for _ in range(5))
         older = other.execute(text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")).scalar_one()
-        assert all(waker.wait(30) for _ in range(5))
+        assert all(waker.wait(30) for _ in range(WAITS))
         newer = other.execute(text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")).scalar_one()
-        assert newer == older, "which uses up no numbers of transactions"
+        assert newer - older < WAITS / 2, "none uses up a transaction's number (the server's own work may, now and then)"
         other.execute(text(f"SELECT pg_advisory_unlock_shared({WAITING_KEY})"))
         other.rollback()
     assert waker.wait(30)
