@@ -25,7 +25,9 @@ from tests.workload import pause, writing
 SETTLE_S = 2.5  # RabbitMQ 3.10 loses a quorum queue that was declared just before a kill (deploy/servers)
 TOPOLOGY = Topology("mft", ("st1", "st2", "st3"), "st1")
 SMALL_JOURNAL = "[journal]\nmax_bytes = 65536\nprune_every_s = 0.2\n"
-BLOCKED_S = 1.0  # no writer's statement waits so long for anything of ours
+# No writer's statement waits so long for anything of ours: whoever waits for a broker does so for a heartbeat (5 s at least).
+# A save on SQLite waits for up to four fsyncs, the relay's commit among them, each up to 0.45 s on a disk that others load.
+BLOCKED_S = 2.0
 ONE_AHEAD = {"STSYNC_BROKER__PREFETCH": "1"}  # all but one message stand in the queue until they are taken
 Answer = TypeVar("Answer")
 
