@@ -131,7 +131,15 @@ class _Own:
         if done.returncode:
             raise work.BenchError(f"sync: {done.stdout}")
         sent = max(node["bytes_sent"] for node in document["nodes"])
-        return {f"{name}_s": seconds, f"{name}_bytes": sent, f"{name}_peak_mb": max(peak_mb(pid) for pid in pids)}
+        ((session_ms,),) = self.cluster.primary.rows(
+            "SELECT ended_ms - requested_ms FROM stsync_sessions ORDER BY id DESC LIMIT 1"
+        )
+        return {
+            f"{name}_s": seconds,
+            f"{name}_session_s": session_ms / 1000,
+            f"{name}_bytes": sent,
+            f"{name}_peak_mb": max(peak_mb(pid) for pid in pids),
+        }
 
 
 class _Peer:
@@ -242,10 +250,12 @@ def _show(kind: str, found: Found) -> None:
     dump_s, dump_bytes = median.get("dump_s"), median.get("dump_bytes")
     print(f"\n{kind}: medians of {len(found['empty_s'])} runs, {os.cpu_count()} processors")
     for name, (time_mark, bytes_mark) in MARKS.items():
-        seconds, size = median[f"{name}_s"], median[f"{name}_bytes"]
-        line = f"  {name:6} {seconds:6.2f} s {size / 1e6:8.2f} MB, at most {median[f'{name}_peak_mb']:.0f} MB of memory a process"
+        seconds, session_s, size = (median[f"{name}_{what}"] for what in ("s", "session_s", "bytes"))
+        line = f"  {name:6} {seconds:6.2f} s, {session_s:.2f} from request to end, {size / 1e6:.2f} MB"
+        line += f", at most {median[f'{name}_peak_mb']:.0f} MB of memory a process"
         if dump_s and dump_bytes:
-            line += f"; {seconds / dump_s:.2f} × the dump's time (mark {time_mark}), {seconds / at_once_s:.2f} × at once"
+            line += f"; {seconds / dump_s:.2f} × the dump's time (mark {time_mark}), {session_s / dump_s:.2f} without the command's"
+            line += f" own; {seconds / at_once_s:.2f} and {session_s / at_once_s:.2f} × at once"
             if bytes_mark:
                 line += f", {size / dump_bytes:.2%} of its bytes (mark {bytes_mark:.0%})"
         print(line)
