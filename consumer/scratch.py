@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from common.dialects.base import Dialect, columns_for, written
+from common.dialects.base import Dialect
+from common.dialects.json_writer import columns_for, written
 from common.errors import NotApplicable
 from common.schema import ForeignKey, ListedTable
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.changes import SEPARATOR, Kind
-from common.dialects.base import Dialect, JsonNumber
+from common.dialects.base import Dialect
+from common.dialects.json_writer import JsonNumber
 from common.errors import NotApplicable
 from common.schema import Column, ListedTable
 

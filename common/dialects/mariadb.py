@@ -12,17 +12,8 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from common.dialects import mariadb_ddl, mariadb_outbox
-from common.dialects.base import (
-    KEEPALIVE,
-    Run,
-    Stoppable,
-    TableWriter,
-    ToldByTriggers,
-    Trigger,
-    Waker,
-    by_name,
-    json_text,
-)
+from common.dialects.base import KEEPALIVE, Run, Stoppable, TableWriter, ToldByTriggers, Trigger, Waker, by_name
+from common.dialects.json_writer import json_text
 from common.dialects.mariadb_capture import row_json, triggers
 from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_install import MariadbInstalling

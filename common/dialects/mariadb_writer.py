@@ -11,7 +11,8 @@ import msgspec
 from pymysql.converters import escape_string
 
 from common.changes import SEPARATOR
-from common.dialects.base import Cursor, JsonWriter, Quote
+from common.dialects.base import Cursor
+from common.dialects.json_writer import JsonWriter, Quote
 from common.dialects.mariadb_driver import Connection as Driver
 from common.dialects.mariadb_driver import execution
 from common.dialects.mariadb_values import INTEGER, UNTYPED, fits, from_text, is_plain, is_typed, type_of, unclipped

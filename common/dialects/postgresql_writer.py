@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from common.changes import SEPARATOR
-from common.dialects.base import Cursor, JsonWriter
+from common.dialects.base import Cursor
+from common.dialects.json_writer import JsonWriter
 from common.dialects.script import Collected, Script
 from common.schema import Column, ListedTable
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from typing import Final
 
 from common.changes import SEPARATOR
-from common.dialects.base import columns_for, written
+from common.dialects.json_writer import columns_for, written
 from common.errors import Unavailable
 from common.schema import Column, ListedTable
 

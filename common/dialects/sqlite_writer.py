@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 
 from common.changes import SEPARATOR
-from common.dialects.base import Cursor, columns_for, written
+from common.dialects.base import Cursor
+from common.dialects.json_writer import columns_for, written
 from common.dialects.sqlite_capture import quote, typed
 from common.errors import NotApplicable
 from common.schema import ListedTable

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from common.dialects.base import JsonNumber
+from common.dialects.json_writer import JsonNumber
 from common.schema import Column, ListedTable, Table
 from consumer.spellings import likeness
 from tests.faults.conftest import mostly, wait_arrived, wait_running, wait_told

@@ -11,7 +11,8 @@ from sqlalchemy.engine import Connection
 
 from common.database import Database
 from common.dialects import postgresql_writer
-from common.dialects.base import JsonWriter, raw_cursor
+from common.dialects.base import raw_cursor
+from common.dialects.json_writer import JsonWriter
 from common.dialects.postgresql import Postgresql
 from common.dialects.postgresql_writer import PostgresqlWriter, as_csv
 from common.schema import ListedTable

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import text
 
-from common.dialects.base import JsonWriter
+from common.dialects.json_writer import JsonWriter
 from tests.pipeline import Pipeline
 
 TEXTS = {
