@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Protocol
 
 import structlog
 from sqlalchemy.engine import Connection
@@ -18,7 +19,7 @@ from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
 from common.dialects.script import Script
-from common.errors import Fault, LeftBehind, MessageRefused, NeedsFullSync, NotApplicable
+from common.errors import Fault, MessageRefused, NeedsFullSync
 from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.logs import Seldom
@@ -27,27 +28,19 @@ from common.numbers import Numbers
 from common.session import Begin, Mode, parse_said
 from common.settings import Settings
 from common.wire import Heartbeat, MessageKind, PastRetention, Reader, Verified, parse_body
-from consumer import quarantine
 from consumer.gate import Assembly, Verdict
+from consumer.missing import Missing
 from consumer.proof import Compared, Proof
-from consumer.replay import FAST_BYTES, References, Replayer, Unit
+from consumer.replay import FAST_BYTES, Unit
 from consumer.retries import Retries
 from consumer.standing import Standing, hindered
 from consumer.synchronizer import Begun, Over
+from consumer.transactions import Transactions
 
-CATCH_UP_BATCHES = 500
 _UNFOLDS = 8  # what a sealed body unfolds to, roughly
-_GRACE_S = 0.3
 _AGAIN = 1000
 _PAUSED = "a full synchronization is under way"
 _TOO_SMALL = "; replay.max_change_bytes is too small here: raise it and start the service again"
-
-
-class _Moved(NamedTuple):
-    """Where a transaction moves the position."""
-
-    after: Position
-    lag_ms: float | None
 
 
 class Sessions(Protocol):
@@ -80,7 +73,8 @@ class Applier:
         self._settings = settings
         self._reader = reader
         self._lists = lists
-        self._ask = ask
+        self._missing = Missing(ask, settings.intervals.catch_up_retry_s)
+        self._transactions = Transactions(database, lists, settings.replay.statement_bytes, self._move)
         self._sessions = sessions
         self._session_number = self._installed_session = 0
         self._proof = Proof()
@@ -90,19 +84,13 @@ class Applier:
         self._position = Position(1, 0)
         self._assembly = Assembly(self._position, primary, settings.replay.hold_bytes)
         self._primary = primary
-        self._replayer: tuple[int, Replayer] | None = None
-        self._replays_by = 0
         self._head = (1, 0)
         self._beats = Numbers()
         self._answers = Numbers()
         self._at_last_beat = 0
         self._heard: float | None = None
         self._saved_beat = 0
-        self._progress = time.monotonic()
-        self._asked = (0, 0, 0.0)
-        self._unanswered: float | None = None
-        self._quarantined = 0
-        self._retries = Retries(database, lists, self._replayer_now, settings.replay.retry_quarantine_s)
+        self._retries = Retries(database, lists, self._transactions.replayer, settings.replay.retry_quarantine_s)
         self._lag_ms: float | None = None
         self._needs: str | None = None
         self._stuck: str | None = None
@@ -111,7 +99,6 @@ class Applier:
         self._refused: dict[str, int] = {}
         self._told = Seldom()
         self._last_full_sync_ms: int | None = None
-        self._catching_up_until = 0
         self._published = 0
         self._again: list[int] = []
         self._freshness = Freshness(settings.trust.clock_tolerance_s)
@@ -136,12 +123,11 @@ class Applier:
         self._session_number = state.session_number
         self._installed_session = state.installed_session
         self._proof.load(state)
-        self._quarantined = nodestate.quarantined(connection)
         self._refused = nodestate.refused(connection)
         known = nodestate.offsets(connection)
         self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
         self._offset_ms = known.get(self._primary, 0.0)
-        connection.rollback()
+        self._transactions.count_quarantined(connection)
         self._lists.follow(state.installed_ms)
 
     @property
@@ -159,14 +145,14 @@ class Applier:
         return Standing(
             position=self._position,
             head=self._head,
-            quarantined=self._quarantined,
+            quarantined=self._transactions.quarantined,
             refused=tuple(sorted(self._refused.items())),
             lag_ms=self._lag_ms,
             last_full_sync_ms=self._last_full_sync_ms,
             heard_s=None if self._heard is None else time.monotonic() - self._heard,
             needs_full_sync=self._needs,
             stuck=self._stuck,
-            unanswered_s=None if self._unanswered is None else time.monotonic() - self._unanswered,
+            unanswered_s=self._missing.unanswered_s,
             proven=self._proof.proven,
             equal_once=self._proof.equal_once,
             doubt=self._proof.doubt,
@@ -202,10 +188,10 @@ class Applier:
         if over.installed:
             self._compared.clear()  # of before
             self._at_last_beat = 0
-            self._stuck = self._unanswered = None
-            self._progress = time.monotonic()
+            self._stuck = None
+            self._missing.came()
             # What the queue still holds of what the session made needless is no attack.
-            self._catching_up_until = max(self._catching_up_until, self._position.sequence, before.sequence)
+            self._missing.asked_up_to = max(self._missing.asked_up_to, self._position.sequence, before.sequence)
         elif needs is not None:
             self._needs = None
             self._give_up(connection, needs)
@@ -326,9 +312,9 @@ class Applier:
         self._opened = (message, self._reader.open(message))
         verdict = self._assembly.offer(message)
         if verdict is Verdict.APPLY:
-            self._progress, self._unanswered = time.monotonic(), None
+            self._missing.came()
         self._see_head(message.header.epoch, message.header.sequence)
-        asked = message.header.sequence <= self._catching_up_until
+        asked = message.header.sequence <= self._missing.asked_up_to
         if verdict is not Verdict.DROP or redelivered or asked:
             return
         if message.header.sequence <= self._published:
@@ -373,7 +359,7 @@ class Applier:
         self._head = max(self._head, (epoch, sequence))
 
     def _apply(self, connection: Connection) -> None:
-        """As many ready change sets as fit one transaction; one alone where the commit itself refuses."""
+        """As many ready change sets as fit one transaction."""
         batches, size = 0, 0
         units: list[Unit] = []
         for parts in self._assembly.ready:
@@ -382,115 +368,30 @@ class Applier:
             if units and (batches > self._settings.replay.group_batches or size > FAST_BYTES):
                 break
             units.append(unit)
-        if self._commit_at_once(connection, units) or (len(units) > 1 and self._try_commit(connection, units)):
-            return
-        for unit in units:
-            self._commit_alone(connection, unit)
+        self._transactions.apply(connection, units)
 
-    def _commit_at_once(self, connection: Connection, units: list[Unit]) -> bool:
-        """The quick way, in as few round trips as there are; False, with nothing done, where that does not go."""
-        if self._quarantined:
-            return False
-        try:
-            with self._database.guard():
-                script = self._replayer_now().at_once(connection, units)
-                if script is None:
-                    return False
-                moved = self._move(script, units)
-                script.commit()
-        except NotApplicable:
-            connection.rollback()
-            return False
-        self._taken(units, moved)
-        return True
-
-    def _try_commit(self, connection: Connection, units: list[Unit]) -> bool:
-        """All together; False, with nothing done, when anything failed: each then gets its own transaction, so that a later
-        change set finds in the quarantine what an earlier one left there."""
-        try:
-            return self._commit(connection, units, only_whole=True)
-        except NotApplicable:
-            connection.rollback()
-            return False
-
-    def _commit_alone(self, connection: Connection, unit: Unit) -> None:
-        references, deferred = References.WATCHED, True
-        while True:
-            try:
-                self._commit(connection, [unit], deferred=deferred, references=references)
-            except LeftBehind:
-                connection.rollback()
-                references = References(references.value + 1)
-            except NotApplicable as exc:  # a constraint that is checked at the commit only
-                connection.rollback()
-                if not deferred:
-                    self._commit(connection, [unit], refused=str(exc))
-                    return
-                deferred = False
-            else:
-                self._database.dialect.references(connection, enforced=True)
-                return
-
-    def _commit(
-        self,
-        connection: Connection,
-        units: list[Unit],
-        *,
-        refused: str | None = None,
-        only_whole: bool = False,
-        deferred: bool = True,
-        references: References = References.WATCHED,
-    ) -> bool:
-        """Apply these, with the position, in one transaction (TRAPS 7).
-
-        `refused`: quarantine them as a whole instead. `only_whole`: roll back and say False when anything failed. `deferred`,
-        `references`: see Replayer.apply.
-        """
-        replayer = self._replayer_now()
-        with self._database.guard():
-            if refused:
-                failed = quarantine.whole(units, refused)
-            else:
-                failed = replayer.apply(connection, units, deferred=deferred, references=references)
-            if failed and only_whole:
-                connection.rollback()
-                return False
-            fresh = failed
-            if self._quarantined:
-                fresh = quarantine.overtaken(connection, units, failed, replayer)
-            quarantine.add(connection, replayer, fresh)
-            if self._quarantined or failed:
-                quarantine.hold(connection, (frame for unit in units for frame in unit.frames()), replayer.listed)
-            script = Script(connection)
-            moved = self._move(script, units)
-            script.commit()
-        self._taken(units, moved)
-        if failed or self._quarantined:
-            self._count_quarantined(connection, failed_now=len(fresh))
-        return True
-
-    def _move(self, script: Script, units: list[Unit]) -> _Moved:
-        """Move the position in the transaction that applies these (TRAPS 7)."""
-        newest = self._assembly.ready[len(units) - 1][-1]
+    def _move(self, script: Script, count: int, replays_by: int) -> Callable[[], None]:
+        """See transactions.Move (TRAPS 7)."""
+        newest = self._assembly.ready[count - 1][-1]
         after = Position(newest.header.epoch, newest.header.sequence, newest.hash)
         lag_ms = self._freshness.late_ms(self._primary, newest.header.issued_ms)
         nodestate.advance(
             script,
             self._position,
             after,
-            self._replays_by,
+            replays_by,
             lag_ms=lag_ms,
             heard_number=self._beats.highest,
             head_epoch=self._head[0],
             head_sequence=self._head[1],
         )
-        return _Moved(after, lag_ms)
+        return partial(self._taken, count, after, lag_ms)
 
-    def _taken(self, units: list[Unit], moved: _Moved) -> None:
-        self._assembly.taken(len(units))
-        self._position, self._lag_ms = moved.after, moved.lag_ms
-        self._progress, self._stuck = time.monotonic(), None
-        self._log.debug("applied", sequence=moved.after.sequence, units=len(units))
+    def _taken(self, count: int, after: Position, lag_ms: float | None) -> None:
+        self._assembly.taken(count)
+        self._position, self._lag_ms, self._stuck = after, lag_ms, None
+        self._missing.applied()
+        self._log.debug("applied", sequence=after.sequence, units=count)
 
     def _unit(self, parts: tuple[Verified, ...]) -> Unit:
         limit = self._settings.replay.max_change_bytes
@@ -507,24 +408,14 @@ class Applier:
         opened = self._opened
         return opened[1] if opened is not None and opened[0] is part else self._reader.open(part)
 
-    def _replayer_now(self) -> Replayer:
-        generation = self._lists.generation
-        if self._replayer is None or self._replayer[0] != generation:
-            present = self._lists.present
-            replayer = Replayer(self._database.dialect, present.tables, self._settings.replay.statement_bytes)
-            self._replayer = (generation, replayer)
-            self._replays_by = present.installed_ms
-        return self._replayer[1]
-
     def _after(self, connection: Connection) -> None:
-        now = time.monotonic()
         if self._needs is None:
-            self._ask_if_missing(now)
-        if self._quarantined and self._retries.work(connection, self._progress):
-            self._count_quarantined(connection)
+            self._missing.look(self._assembly.position.sequence + 1, self._head[1], waiting=self._assembly.waiting)
+        if self._transactions.quarantined and self._retries.work(connection, self._missing.progress):
+            self._transactions.count_quarantined(connection)
         self._take_compared(connection)
         if self._heard is not None and self._beats.highest != self._saved_beat:
-            self._save_heard(connection, now - self._heard)
+            self._save_heard(connection, time.monotonic() - self._heard)
         if self._stuck != self._saved_stuck:
             nodestate.save(connection, **self._state_now())
             connection.commit()
@@ -559,30 +450,6 @@ class Applier:
         state = State.NEEDS_FULL_SYNC if self._needs else State.REFUSED if self._stuck else State.CATCHING_UP
         return {"state": state, "reason": self._needs or self._stuck}
 
-    def _ask_if_missing(self, now: float) -> None:
-        first = self._assembly.position.sequence + 1
-        if self._head[1] < first and not self._assembly.waiting:
-            self._unanswered = None
-            return
-        asked_first, asked_last, asked_at = self._asked
-        if asked_first <= first <= asked_last:
-            patience, since = self._settings.intervals.catch_up_retry_s, max(self._progress, asked_at)
-        else:
-            patience, since = (0.0 if self._assembly.waiting else _GRACE_S), self._progress
-        if now - since >= patience and self._ask(first, CATCH_UP_BATCHES):
-            self._asked = (first, first + CATCH_UP_BATCHES - 1, now)
-            self._unanswered = now if self._unanswered is None else self._unanswered
-            # The answer may reach beyond the head that is known here.
-            self._catching_up_until = max(self._catching_up_until, self._asked[1])
-            log = self._log.debug if first == asked_first else self._log.info  # once more is no news
-            log("catch_up_asked", first=first, head=self._head[1])
-
-    def _count_quarantined(self, connection: Connection, failed_now: int = 0) -> None:
-        self._quarantined = nodestate.quarantined(connection)
-        connection.rollback()
-        if failed_now:
-            self._log.warning("changes_quarantined", now=failed_now, all=self._quarantined, see="stsync quarantine list")
-
     def _refuse(self, connection: Connection, exc: MessageRefused) -> None:
         nodestate.count_refusal(connection, exc.kind, "events", str(exc))
         connection.commit()
@@ -597,7 +464,8 @@ class Applier:
     def _give_up(self, connection: Connection, reason: str) -> None:
         if self._needs is not None:
             return
-        self._needs, self._unanswered, self._proof.proven = reason, None, False
+        self._needs, self._proof.proven = reason, False
+        self._missing.over()
         nodestate.save(connection, state=State.NEEDS_FULL_SYNC, reason=reason, proven_ms=None)
         connection.commit()
         self._log.error("needs_full_sync", reason=reason)

@@ -92,7 +92,7 @@ def _of_tick(*_arguments: Any, found: Any, **_named: Any) -> bool:
 
 
 def _applies_tick(*_arguments: Any, **_named: Any) -> bool:
-    frame = _frame("Applier._commit_at_once", "Applier._commit")
+    frame = _frame("Transactions._at_once", "Transactions._commit")
     return frame is not None and any(one.table == TICK for unit in frame.f_locals["units"] for one in unit.frames())
 
 

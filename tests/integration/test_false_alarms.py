@@ -4,7 +4,7 @@ import pytest
 
 from common.broker import Delivery
 from common.wire import Heartbeat, MessageKind, encode_body
-from consumer.applier import CATCH_UP_BATCHES
+from consumer.missing import CATCH_UP_BATCHES
 from tests.pipeline import Pipeline
 
 pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"])

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from common.errors import NotApplicable
-from consumer import applier, quarantine, replay, retries
+from consumer import applier, missing, quarantine, replay, retries
 from consumer.replay import Replayer
 from tests.pipeline import Pipeline
 
@@ -106,7 +106,7 @@ def test_the_quarantine_takes_a_small_share_of_the_time(
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
     pipeline.move()
     clock = Clock()
-    for module in (applier, retries):
+    for module in (applier, missing, retries):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(quarantine, "retry", clock.trying(takes_s))
     for number in range(1000):
@@ -122,7 +122,7 @@ def test_the_quarantine_takes_a_small_share_of_the_time(
 def test_a_full_quarantine_is_gone_through_in_short_slices(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRAPS 29: replay never waits long for it, and each change gets its turn."""
     clock = Clock()
-    for module in (applier, retries):
+    for module in (applier, missing, retries):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(quarantine, "retry", clock.trying(1 / 64))
     pipeline.secondary.execute(*(f"INSERT INTO unit VALUES ({900 + n}, 'taken{n}', NULL)" for n in range(120)))
@@ -144,7 +144,7 @@ def resting(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Clock:
     pipeline.primary.execute("INSERT INTO unit VALUES (1, 'taken', NULL)")
     pipeline.move()
     clock = Clock(time.monotonic() + 10)
-    for module in (applier, retries):
+    for module in (applier, missing, retries):
         monkeypatch.setattr(module, "time", clock)
     with monkeypatch.context() as slow:
         slow.setattr(quarantine, "retry", clock.trying(10.0))
