@@ -75,7 +75,7 @@ class Crew:
         self.start(name, work)
 
     def wait(self) -> None:
-        """Wait for stop; the main thread does nothing else, so that a signal always gets through."""
+        """Wait for stop; the main thread does nothing else."""
         while not self.stop.wait(3600.0):
             continue
 

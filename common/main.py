@@ -44,7 +44,9 @@ def main() -> None:
     try:
         _loaded(sys.argv[1] if len(sys.argv) > 1 else None)()
     except StsyncError as exc:
-        sys.stderr.write(f"stsync: {exc}\n")
+        from common.settings import located  # noqa: PLC0415 (loads for long, and `pki` has no use for it)
+
+        sys.stderr.write(f"stsync: {located(str(exc))}\n")
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("stsync: interrupted\n")

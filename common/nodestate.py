@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import delete, func, inspect, select, update
 from sqlalchemy.engine import Connection
@@ -80,6 +80,16 @@ def iso(milliseconds: int | None) -> str | None:
 def behind_by(batches: int) -> str:
     """For a person."""
     return f"{batches} batch{'' if batches == 1 else 'es'} behind the primary"
+
+
+DIFFERS: Final = "it was compared with the primary, and differs"
+UNMENDED: Final = "it differs from the primary, and the full synchronization that was to mend that failed"
+LEFT_OUT: Final = "it was left out of a full synchronization"
+
+
+def unlike(doubt: str | None) -> bool:
+    """Whether that is known: this node is not as the primary is, or could not be made so."""
+    return doubt is not None and doubt.startswith((DIFFERS, UNMENDED, LEFT_OUT))
 
 
 def at_rest(quarantined: int, doubt: str | None) -> str | None:

@@ -69,8 +69,10 @@ def ask(
     nodes: Sequence[str] | None = None,
     timeout_s: float,
     wake: str = "",
+    session: bytes | None = None,
 ) -> int:
-    """Write a request and commit; its id. `wake`: the dialect's. Raises Refused, naming it, where one is open already."""
+    """Write a request and commit; its id. `wake`: the dialect's; `session`: by which it is to be known. Raises Refused, naming it,
+    where one is open already."""
     connection.execute(select(node.c.id).with_for_update())  # two who ask at once: one after the other
     under_way = newest_open(connection)
     if under_way is not None:
@@ -78,7 +80,7 @@ def ask(
         raise Refused(f"another session runs: {under_way.title}")
     done = connection.execute(
         sessions.insert().values(
-            session=new_id().hex(),
+            session=(session or new_id()).hex(),
             mode=mode,
             whole=int(full),
             cause=cause,
@@ -102,6 +104,12 @@ def read(connection: Connection, number: int) -> Request | None:
     """A session by its id; None where it is not known (any more)."""
     row = connection.execute(select(sessions).where(sessions.c.id == number)).mappings().first()
     return None if row is None else _request(row)
+
+
+def number_of(connection: Connection, session: bytes) -> int | None:
+    """The id of a session; None where it is not known (any more)."""
+    found: int | None = connection.execute(select(sessions.c.id).where(sessions.c.session == session.hex())).scalar()
+    return found
 
 
 def is_open(connection: Connection, *, looks_freely: bool = False) -> bool:

@@ -1,19 +1,40 @@
 """All settings of a node, their defaults and units, validated before any socket opens (INTERFACE, Configuration)."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.errors import Misconfigured
 
 DEFAULT_PATH = Path("/etc/stsync/stsync.toml")
 PREFIX = "STSYNC_"
+CONFIG_VARIABLE = "STSYNC_CONFIG"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Patience = Annotated[float, Field(gt=0, le=3600)]  # for one connection, in seconds
+
+
+def _listed(value: Any) -> Any:
+    """A list in the environment: as JSON, or its only item as it is."""
+    return value if not isinstance(value, str) else json.loads(value) if value.lstrip().startswith("[") else [value]
+
+
+_loaded: list[Path] = []  # what was read, for errors that are found later
+Listed = (NoDecode, BeforeValidator(_listed), Field(min_length=1))
 
 
 class _Section(BaseModel):
@@ -53,12 +74,19 @@ class NodeSettings(_Section):
     name: Name
     home: Path
 
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        if not home.is_absolute():
+            raise ValueError("is to be an absolute path")
+        return home
+
 
 class DatabaseSettings(_Section):
     """The node's own database, as an SQLAlchemy URL."""
 
     url: SecretStr
-    connect_timeout_s: Positive = 5.0
+    connect_timeout_s: Patience = 5.0
 
 
 class BrokerTls(_Section):
@@ -73,19 +101,27 @@ class BrokerTls(_Section):
 class BrokerSettings(_Section):
     """RabbitMQ: addresses tried in turn, kind of queues, and who declares them."""
 
-    urls: tuple[SecretStr, ...] = Field(min_length=1)
+    urls: Annotated[tuple[SecretStr, ...], *Listed]
     queue_type: Literal["quorum", "classic"] = "quorum"
     declare: bool = True
     require_user_id: bool = True  # refuse reports whose publisher the broker has not vouched for; false with EXTERNAL logins
     tls: BrokerTls | None = None
-    heartbeat_s: Annotated[int, Field(ge=5)] = 20
+    heartbeat_s: Annotated[int, Field(ge=5, le=65_535)] = 20  # as AMQP can say it
     blocked_timeout_s: Positive = 30.0
-    connect_timeout_s: Positive = 5.0
+    connect_timeout_s: Patience = 5.0
     retry_min_s: Positive = 0.2
     retry_max_s: Positive = 10.0
-    queue_max_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    queue_max_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 62)] = 1 << 30
     prefetch: Annotated[int, Field(ge=1, le=10_000)] = 100
     window: Annotated[int, Field(ge=1)] = 200
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, url in enumerate(urls):
+            if not url.get_secret_value().startswith(("amqp://", "amqps://")):
+                raise ValueError(f"the address at place {number} does not begin with amqp:// or amqps://")
+        return urls
 
 
 class TrustSettings(_Section):
@@ -93,7 +129,7 @@ class TrustSettings(_Section):
 
     key: Path
     certificate: Path
-    authorities: tuple[Path, ...] = Field(min_length=1)
+    authorities: Annotated[tuple[Path, ...], *Listed]
     cluster_key: Path
     cluster_certificate: Path
     data_key_hours: Positive = 1.0
@@ -106,8 +142,8 @@ class RelaySettings(_Section):
 
     poll_min_ms: Positive = 0.2
     poll_max_ms: Positive = 100.0
-    gather_ms: Annotated[float, Field(ge=0)] = 5.0
-    gather_max_ms: Annotated[float, Field(ge=0)] = 40.0
+    gather_ms: Annotated[float, Field(ge=0, le=60_000)] = 5.0
+    gather_max_ms: Annotated[float, Field(ge=0, le=60_000)] = 40.0
     batch_bytes: Annotated[int, Field(ge=1024, le=8 << 20)] = 448 * 1024
     page_rows: Annotated[int, Field(ge=1)] = 2_000
 
@@ -220,7 +256,7 @@ def settings_path(option: Path | None) -> Path:
     """Where the settings file is: `--config`, else `$STSYNC_CONFIG`, else /etc/stsync/stsync.toml."""
     if option is not None:
         return option
-    named = os.environ.get("STSYNC_CONFIG")
+    named = os.environ.get(CONFIG_VARIABLE)
     return Path(named) if named else DEFAULT_PATH
 
 
@@ -231,12 +267,15 @@ def load_settings(option: Path | None) -> Settings:
     """
     path = settings_path(option)
     values = _read(path)
+    _loaded.append(path)
     try:
         settings = Settings(**values)
     except ValidationError as exc:
-        raise Misconfigured(f"{path}: " + "; ".join(_explain(error) for error in exc.errors())) from exc
-    except ValueError as exc:  # an environment override that is not JSON where a list or a section is due
-        raise Misconfigured(f"environment {PREFIX}*: a value cannot be read; lists and sections are given as JSON") from exc
+        raise Misconfigured("; ".join(_explain(path, error) for error in exc.errors())) from exc
+    except ValueError as exc:  # an environment override that is not JSON where a section is due
+        raise Misconfigured(f"environment {_unread()}: the value cannot be read; sections are given as JSON") from exc
+    if unknown := _unknown():
+        raise Misconfigured(f"environment {', '.join(unknown)}: unknown key")
     base = path.parent.resolve()
     trust = settings.trust.model_copy(
         update={
@@ -247,7 +286,16 @@ def load_settings(option: Path | None) -> Settings:
             "cluster_certificate": base / settings.trust.cluster_certificate,
         }
     )
-    return settings.model_copy(update={"trust": trust, "broker": _located(settings)})
+    url = SecretStr(_at_home(settings.database.url.get_secret_value(), settings.node.home))
+    database = settings.database.model_copy(update={"url": url})
+    return settings.model_copy(update={"trust": trust, "broker": _located(settings), "database": database})
+
+
+def _at_home(url: str, home: Path) -> str:
+    """The URL of a database that is a file, with a relative path in the node's home."""
+    scheme, _, path = url.partition(":///")
+    relative = scheme.partition("+")[0] == "sqlite" and path and not path.startswith(("/", ":", "?", "file:"))
+    return f"{scheme}:///{home / path}" if relative else url
 
 
 def _located(settings: Settings) -> BrokerSettings:
@@ -272,11 +320,53 @@ def _read(path: Path) -> dict[str, Any]:
         raise Misconfigured(f"{path}: not valid TOML: {exc}") from exc
 
 
-def _explain(error: Any) -> str:
+def located(text: str) -> str:
+    """A sentence about a setting, which begins with its key, with the place where that stands; any other as it is."""
+    key, _, rest = text.partition(": ")
+    if not _loaded or " " in key or key.split(".")[0] not in Settings.model_fields:
+        return text
+    return f"{origin(key, _loaded[-1])}: {rest}"
+
+
+def origin(key: str, path: Path) -> str:
+    """Where the value of this key stands, for a person: in the file, or in a variable of the environment."""
+    parts = key.upper().replace("[", ".").split(".")
+    names = {PREFIX + "__".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    found = max((name for name in os.environ if name.upper() in names), key=len, default=None)
+    return f"{path}: {key}" if found is None else f"environment {found}: {key}"
+
+
+def _overrides() -> list[str]:
+    return [name for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
+
+
+def _unknown() -> list[str]:
+    """Overrides of sections that there are not; those of keys are found by the section."""
+    return [
+        name
+        for name in _overrides()
+        if name.upper().removeprefix(PREFIX).split("__")[0].lower() not in Settings.model_fields
+    ]
+
+
+def _unread() -> str:
+    """The overrides that could be what could not be read: of whole sections."""
+    sections = [name for name in _overrides() if "__" not in name or name.upper() == f"{PREFIX}BROKER__TLS"]
+    return ", ".join(sections) or f"{PREFIX}*"
+
+
+_WORDS = {
+    "extra_forbidden": "unknown key",
+    "missing": "missing",
+    "too_short": "is empty",
+    "tuple_type": "is to be a list",
+    "list_type": "is to be a list",
+    "model_type": "is to be a section",
+    "dict_type": "is to be a section",
+}
+
+
+def _explain(path: Path, error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    text = str(error["msg"]).removeprefix("Value error, ")
-    return f"{key}: {text}" if key else text
+    text = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    return f"{origin(key, path)}: {text}" if key else f"{path}: {text}"

@@ -102,7 +102,11 @@ def _primary(
             f"the secondaries have to be compared with this node: {state.doubt}; run `stsync verify`, or `stsync sync`"
         )
     nodes = tuple(_compared(_reported(name, heard.get(name), state, settings, running, trouble), history) for name in others)
-    warnings += [told for name in others if (told := session_history.alarm(name, history, now))]
+    warnings += [
+        told
+        for one in nodes
+        if one.state is State.NEEDS_FULL_SYNC and (told := session_history.alarm(one.name, history, now))
+    ]
     first, last, size = connection.execute(
         select(func.min(journal.c.sequence), func.max(journal.c.sequence), func.sum(journal.c.size))
     ).one()
@@ -246,6 +250,8 @@ def _own_state(
     silence = _silence(state.heard_ms, settings)
     if silence:
         return State.CATCHING_UP, f"nothing was heard from the primary {state.primary_name} {silence}"
+    if nodestate.unlike(state.doubt):
+        return State.NEEDS_FULL_SYNC, f"{state.doubt}; `stsync sync` on the primary {state.primary_name} mends that"
     if behind:
         return State.CATCHING_UP, nodestate.behind_by(behind)
     return State.IN_SYNC, nodestate.at_rest(quarantined, state.doubt)

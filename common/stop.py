@@ -50,7 +50,7 @@ class Stop(_Piped):
 
     def on_signals(self) -> None:
         """SIGTERM and SIGINT end the process at once, in order, until `working`; from then on they only set it. To be called from
-        the main thread."""
+        the main thread; whichever thread the system gives the signal to, all see it."""
 
         def handler(_number: int, _frame: FrameType | None) -> None:
             self.set()
@@ -59,6 +59,9 @@ class Stop(_Piped):
 
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, handler)
+        signal.set_wakeup_fd(
+            self._write, warn_on_full_buffer=False
+        )  # the handler waits for the main thread, which waits here
 
     def working(self) -> None:
         """Units of work are under way from now on, which are to be finished."""

@@ -19,7 +19,7 @@ from common.broker import Delivery
 from common.changes import Frame, Position, decode_frames
 from common.database import Database
 from common.dialects.script import Script
-from common.errors import Fault, MessageRefused, NeedsFullSync
+from common.errors import Fault, MessageRefused, NeedsFullSync, Unavailable
 from common.freshness import Freshness, sentence
 from common.live_lists import LiveLists
 from common.logs import Seldom
@@ -77,6 +77,7 @@ class Applier:
         self._transactions = Transactions(database, lists, settings.replay.statement_bytes, self._move)
         self._sessions = sessions
         self._session_number = self._installed_session = 0
+        self._declined = b""  # the session that this node said it can take no part in
         self._proof = Proof()
         self._compared: deque[Compared] = deque()
         self.paused = False
@@ -196,9 +197,9 @@ class Applier:
             self._needs = None
             self._give_up(connection, needs)
         elif over.differs:  # it follows the log all the same
-            self._proof.doubted(
-                connection, "it differs from the primary, and the full synchronization that was to mend that failed"
-            )
+            self._proof.doubted(connection, nodestate.UNMENDED)
+        elif over.refused is not None:
+            self._proof.doubted(connection, f"{nodestate.LEFT_OUT}: {over.refused}")
         nodestate.save(connection, **self._state_now())
         connection.commit()
         self.paused = False
@@ -214,16 +215,21 @@ class Applier:
         sequence = self._position.sequence
         if self._sessions is None:
             return False
+        pauses = begun.begin.mode is Mode.SYNC
+        try:
+            with self._database.guard():
+                state = {"state": State.PAUSED, "reason": _PAUSED} if pauses and not self._needs else {}
+                nodestate.save(connection, session_number=begun.begin.number, **state)
+                connection.commit()
+        except Unavailable as exc:  # the others need not wait for it
+            self._declined = begun.id
+            self._sessions.refuse(begun, sequence, f"it can take no part now: {exc}", again=False)
+            raise
         self._session_number = begun.begin.number
-        if begun.begin.mode is Mode.SYNC:
-            state = {} if self._needs else {"state": State.PAUSED, "reason": _PAUSED}
-            nodestate.save(connection, session_number=begun.begin.number, **state)
-            connection.commit()
+        if pauses:
             self.paused = True
             self._sessions.begin(begun)
             return True
-        nodestate.save(connection, session_number=begun.begin.number)
-        connection.commit()
         there = (begun.epoch, begun.begin.sequence, begun.begin.hash)
         here = (self._position.epoch, sequence, self._position.hash)
         if self._needs is not None:
@@ -299,6 +305,8 @@ class Applier:
         if self._settings.node.name not in said.nodes:
             return None
         begun = Begun(message.header.previous, message.header.epoch, said)
+        if begun.id == self._declined:
+            return None
         if said.number > self._session_number:
             return begun
         if self._sessions is not None and not self._sessions.knows(begun):

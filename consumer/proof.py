@@ -15,7 +15,6 @@ from common.nodestate import NodeState
 _LOOK_S: Final = 2.0
 _AT_ONCE: Final = 5_000
 _EDITED: Final = "changes of listed tables were made on this node itself"
-DIFFERS: Final = "it was compared with the primary, and differs"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Proof:
     def compared(self, connection: Connection, found: Compared) -> None:
         """Take in what a comparison found; commits."""
         if not found.equal:
-            self.doubted(connection, DIFFERS)
+            self.doubted(connection, nodestate.DIFFERS)
             return
         self.equal_once = True
         if found.installed_ms != nodestate.installed_ms(connection):

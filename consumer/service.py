@@ -19,7 +19,7 @@ from common.session import Phase
 from common.troubles import Troubles
 from consumer.answers import Answers
 from consumer.applier import Applier
-from consumer.proof import DIFFERS, Compared
+from consumer.proof import Compared
 from consumer.reporter import Reporter
 from consumer.standing import Standing
 from consumer.synchronizer import Over, Synchronizer
@@ -196,7 +196,7 @@ class SecondaryService:
     def _verified(self, found: Compared) -> None:
         if not found.equal:  # written down before the primary hears it, whatever becomes of this service
             with self._runtime.database.connect() as connection:
-                nodestate.save(connection, proven_ms=None, doubt=DIFFERS)
+                nodestate.save(connection, proven_ms=None, doubt=nodestate.DIFFERS)
                 connection.commit()
         self._applier.compared(found)
 

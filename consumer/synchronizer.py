@@ -44,10 +44,12 @@ class Begun:
 
 @dataclass(frozen=True)
 class Over:
-    """How a session ended that had paused the log here; `differs`: this node is known not to be equal to the primary."""
+    """How a session ended that had paused the log here; `differs`: this node is known not to equal the primary; `refused`: why it
+    could take no part."""
 
     installed: bool
     differs: bool = False
+    refused: str | None = None
 
 
 class Synchronizer:
@@ -153,7 +155,7 @@ class Synchronizer:
         why = faulty or unlike(begun.begin, here.tables, self._settings.node.name)
         if why is not None:
             self._answers.say(Ready(begun.begin.sequence, as_sentence(why)))
-            self._end(Over(installed=False))
+            self._end(Over(installed=False, refused=why))
             return
         self._answers.say(Ready(begun.begin.sequence))
         self._do(session.look)

@@ -376,7 +376,8 @@ class _Keeper:
 
     def _leave_out_gone(self, now: float) -> None:
         """Those who fell silent during the session."""
-        limit_s = self._settings.sessions.silent_s
+        # With a third of its time gone there is enough left for those who answer.
+        limit_s = min(self._settings.sessions.silent_s, self._request.timeout_s / 3)
         for member in active(self.members.values()):
             quiet_s = now - max(member.at, member.began)
             if member.ready is not None and quiet_s > _DROPPED_S and self._goes_on(member.name, quiet_s):

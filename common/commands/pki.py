@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from common.commands.options import ConfigOption
 from common.trust import pki
 
 ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster, as in [cluster] name.")]
@@ -26,8 +27,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="pki")
 
 
-def init(cluster: ClusterOption, out: OutOption) -> None:
+def init(cluster: ClusterOption, out: OutOption, config: ConfigOption = None) -> None:
     """Create a cluster's certification authority and the cluster key pair."""
+    del config  # taken as by every command; there is none yet
     pki.init_cluster(cluster, out)
     typer.echo(f"Certification authority and cluster key pair of cluster {cluster}:")
     _tell(
@@ -50,8 +52,9 @@ def init(cluster: ClusterOption, out: OutOption) -> None:
     typer.echo(f"Next, for each node: stsync pki issue --ca {out} --node NAME --out DIR")
 
 
-def issue(ca: CaOption, node: NodeOption, out: OutOption) -> None:
+def issue(ca: CaOption, node: NodeOption, out: OutOption, config: ConfigOption = None) -> None:
     """Create a node's private key and certificate."""
+    del config  # as above
     pki.issue_node(ca, node, out)
     typer.echo(f"Key and certificate of node {node}, valid for at most {pki.NODE_DAYS} days:")
     _tell(

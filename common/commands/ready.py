@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def ready(
     config: ConfigOption = None,
     wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="Wait for it so long.", show_default=False)
+        float, typer.Option("--wait", metavar="SECONDS", min=0.0, max=1e9, help="Wait for it so long.", show_default=False)
     ] = 0.0,
 ) -> None:
     """May this node's TM server start? Exit 1 if not, with the reason and what to do."""

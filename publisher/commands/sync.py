@@ -15,7 +15,7 @@ from common.database import Database
 from common.errors import Refused, StsyncError
 from common.nodestate import Role, read_installed
 from common.running import service_runs
-from common.session import Mode, Phase
+from common.session import Mode, Phase, new_id
 from common.sessions import Request
 from common.settings import Settings, load_settings
 
@@ -27,7 +27,12 @@ _GIVES_WAY_S, _PATIENCE_S = 3.0, 60.0
 Timeout = Annotated[
     float | None,
     typer.Option(
-        "--timeout", metavar="SECONDS", min=1.0, help="End it after so long; else sessions.timeout_s.", show_default=False
+        "--timeout",
+        metavar="SECONDS",
+        min=1.0,
+        max=1e9,
+        help="End it after so long; else sessions.timeout_s.",
+        show_default=False,
     ),
 ]
 
@@ -80,41 +85,47 @@ def verify(config: ConfigOption = None, as_json: JsonOption = False, timeout: Ti
 
 def _run(settings: Settings, mode: Mode, *, full: bool, no_wait: bool, timeout_s: float | None, quiet: bool) -> Request:
     """Ask for a session and see it through; raises Refused where it may not be asked for here or now."""
-    database = Database(settings.database)
+    database, session = Database(settings.database), new_id()
+    try:
+        number = _asked(database, settings, mode, session, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
+        with database.connect(read_only=True) as reading:
+            if no_wait:
+                found = _read(reading, number)
+                waits = (
+                    "" if service_runs(database) else "; this node's service does not run: it begins when that is started"
+                )
+                typer.echo(f"asked for: {found.title}{waits}", err=True)
+                return found
+            with _watching(quiet=quiet) as show:
+                return _wait(database, reading, number, show)
+    except KeyboardInterrupt:
+        typer.echo(f"stsync: interrupted: {_cancel(database, session)}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _asked(database: Database, settings: Settings, mode: Mode, session: bytes, *, full: bool, timeout_s: float) -> int:
     with database.connect() as connection:
         state = read_installed(connection, settings)
         connection.rollback()
         if state.role is not Role.PRIMARY:
             raise Refused(f"this node is a secondary; run this on the primary, {state.primary_name}")
         try:
-            number = _ask(database, connection, mode, full=full, timeout_s=timeout_s or settings.sessions.timeout_s)
+            return _ask(database, connection, mode, session, full=full, timeout_s=timeout_s)
         except Refused as exc:
             if service_runs(database):
                 raise
             raise Refused(
                 f"{exc}; it waits for this node's service, which does not run: start it with `stsync run`"
             ) from exc
-    with database.connect(read_only=True) as reading:
-        if no_wait:
-            found = _read(reading, number)
-            waits = "" if service_runs(database) else "; this node's service does not run: it begins when that is started"
-            typer.echo(f"asked for: {found.title}{waits}", err=True)
-            return found
-        try:
-            with _watching(quiet=quiet) as show:
-                return _wait(database, reading, number, show)
-        except KeyboardInterrupt:
-            found = _cancel(database, reading, number)
-            typer.echo(f"stsync: interrupted: {_outcome(found)}", err=True)
-            raise typer.Exit(130) from None
 
 
-def _ask(database: Database, connection: Connection, mode: Mode, *, full: bool, timeout_s: float) -> int:
+def _ask(database: Database, connection: Connection, mode: Mode, session: bytes, *, full: bool, timeout_s: float) -> int:
     """What the service does by itself is short, mostly: it is waited for; a verification that is not gives way. Raises Refused."""
     began = time.monotonic()
     while True:
         try:
-            return sessions.ask(connection, mode, full=full, timeout_s=timeout_s, wake=database.dialect.wake)
+            wake = database.dialect.wake
+            return sessions.ask(connection, mode, full=full, timeout_s=timeout_s, wake=wake, session=session)
         except Refused:
             found = sessions.newest_open(connection)
             connection.rollback()
@@ -153,16 +164,22 @@ def _gone(database: Database, number: int) -> None:
     raise StsyncError("this node's service has ended, and the session with it; see its log, and ask again")
 
 
-def _cancel(database: Database, reading: Connection, number: int) -> Request:
-    found = _read(reading, number)
+def _cancel(database: Database, session: bytes) -> str:
+    """Call off what was asked for, wherever the interruption came: what has become of it, in a sentence."""
     with database.connect() as connection:
+        number = sessions.number_of(connection, session)
+        if number is None:
+            return "nothing had been asked for"
+        found = _read(connection, number)
         if sessions.withdraw(connection, number):
-            return found
-        sessions.cancel(connection, number)
-    until = time.monotonic() + _PARTING_S
-    while not (found := _read(reading, number)).phase.over and time.monotonic() < until:
-        time.sleep(_LOOK_S)
-    return found
+            return _outcome(found)
+        if not found.phase.over:
+            sessions.cancel(connection, number)
+    with database.connect(read_only=True) as reading:
+        until = time.monotonic() + _PARTING_S
+        while not (found := _read(reading, number)).phase.over and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+    return _outcome(found)
 
 
 def _read(reading: Connection, number: int) -> Request:

@@ -203,7 +203,7 @@ def test_sessions_of_others_and_of_another_time_change_nothing(spoiled: Cluster,
         lambda: {kind for (kind,) in victim.rows("SELECT kind FROM stsync_refusals")} >= {"sender", "epoch", "expired"},
         "all three refused",
     )
-    assert victim.status()["state"] == "in_sync"
+    wait_told(lambda: victim.status()["state"] == "in_sync", lambda: victim.status()["reason"])  # once the primary is heard
     assert victim.rows("SELECT count(*), max(name) FROM unit") == before
     code, document = run(spoiled.primary, "sync")
     assert code == 0, document

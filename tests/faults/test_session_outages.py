@@ -253,7 +253,7 @@ def test_a_secondary_without_room_for_the_chunks_is_left_as_it_was_and_says_so(
     still when there is no room for it."""
     count, size, chunk_bytes, room = {
         "large": (BULK, BULK_BYTES, 448 * 1024, ROOM_BYTES),
-        "small": (400, 1000, 1024, 1 << 17),
+        "small": (2_000, 1000, 1024, 1 << 20),  # more than the files of a small SQLite database, which stand under it too
     }[rows]
     cluster = started_and_met(new_cluster(database_kind, **options(database_kind, chunk_bytes=chunk_bytes)))
     spoiled(cluster, count, size)

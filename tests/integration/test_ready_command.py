@@ -56,6 +56,10 @@ def test_yes(node: Node) -> None:
     [
         (QUARANTINED, "1 changes could not be applied here"),
         ("UPDATE stsync_node SET proven_ms = NULL, doubt = 'it was upgraded'", "equal to the primary: it was upgraded"),
+        (
+            "UPDATE stsync_node SET proven_ms = NULL, doubt = 'it was compared with the primary, and differs'",
+            "this node is needs_full_sync: it was compared with the primary, and differs; `stsync sync` on the primary st1",
+        ),
         ("UPDATE stsync_node SET head_sequence = 101", "101 batches behind"),
         ("UPDATE stsync_node SET head_sequence = 1, lag_ms = 11000", "1 batch behind"),
         ("UPDATE stsync_node SET state = 'needs_full_sync', reason = 'past retention'", "past retention; run `stsync sync`"),

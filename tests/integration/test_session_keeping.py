@@ -150,6 +150,16 @@ def test_who_falls_silent_is_not_waited_for(session: Session) -> None:
     assert session.result("st3") is None
 
 
+def test_who_falls_silent_does_not_use_up_the_time_of_the_others(primary: Node, connection: Connection) -> None:
+    """DESIGN §8: it is left out, and not all of them fail."""
+    session = Session(primary, connection, timeout_s=3.0)
+    session.answered("st2", 1.5)
+    session.answered("st3", 0.1)
+    session.tick()
+    assert session.result("st3") is None
+    assert session.result("st2") == ("unreachable", "nothing was heard from it for 1 s, in the phase pausing")
+
+
 def test_who_was_never_heard_is_not_waited_for(session: Session) -> None:
     session.answered("st2", SILENT_S + 1, ready=False)
     session.tick()

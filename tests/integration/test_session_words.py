@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from common.broker import Delivery
 from common.changes import GENESIS
+from common.errors import Unavailable
 from common.session import DIGESTS, Begin, Cancel, Mode, parse_said
 from common.wire import Heartbeat, MessageKind, encode_body
 from consumer import synchronizer
@@ -70,7 +71,9 @@ def test_who_makes_other_digests_takes_no_part_and_says_so(pair: Cluster, st2: S
     primary = Primary(pair)
     primary.begin = replace(primary.begin, digests=DIGESTS + 1)
     st2.begin(primary)
-    assert st2.over() == Over(installed=False)
+    over = st2.over()
+    assert not over.installed
+    assert "run the same version on all nodes" in (over.refused or "")
     st2.hear(*primary.all())
     st2.wait_heard(primary)
     assert (st2.rows(), st2.node.sequence()) == ([], 0)
@@ -332,6 +335,32 @@ def test_a_session_that_failed_leaves_what_it_found(log: Log, begins: Begins) ->
     log.applier.resume(log.connection, Over(installed=False, differs=True))
     assert log.state()[0] == "catching_up"
     assert "differs from the primary" in log.state()[1]
+
+
+def test_who_could_take_no_part_says_so_until_it_was_made_equal(log: Log, begins: Begins) -> None:
+    """DESIGN §8: so it shows in this node's own status, too."""
+    log.arrive(begins())
+    log.applier.resume(log.connection, Over(installed=False, refused="table item has another column here"))
+    assert log.state() == ("catching_up", "it was left out of a full synchronization: table item has another column here")
+    assert not log.applier.standing().proven
+
+
+def test_where_the_database_takes_nothing_the_others_are_told_at_once(log: Log, begins: Begins) -> None:
+    """TRAPS 29: they do not pause until this node has been silent for long enough."""
+    driver: Any = log.connection.connection.driver_connection
+    driver.execute("PRAGMA query_only = ON")
+    begin = begins()
+    with pytest.raises(Unavailable):
+        log.arrive(begin)
+    assert [again for _, again in log.asked.refused] == [False]
+    assert "readonly" in log.asked.refused[0][0]
+    assert not log.applier.paused
+    log.connection.rollback()
+    driver.execute("PRAGMA query_only = OFF")
+    log.arrive(begin)
+    assert (log.asked.begun, log.applier.paused) == ([], False), "it goes on without this node"
+    log.arrive(begins(number=2))
+    assert log.applier.paused
 
 
 def test_who_needed_a_full_synchronization_before_one_that_failed_does_so_after(log: Log, begins: Begins) -> None:

@@ -228,6 +228,9 @@ def test_a_schema_that_was_changed_behind_our_back_is_told_on_either_side(cluste
     code, document = run(cluster.primary, "sync")
     assert (code, of(document, "st2")["result"], of(document, "st3")["result"]) == (1, "done", "refused")
     assert "table account has a column more here" in of(document, "st3")["reason"]
+    wait_for(lambda: st3.status()["state"] == "needs_full_sync", "it knows itself")
+    assert "table account has a column more here" in st3.status()["reason"]
+    assert st3.command("ready").returncode == 1
     assert st3.command("install").returncode == 0
     for node in (cluster.primary, cluster.nodes["st2"]):
         node.execute("ALTER TABLE account ADD COLUMN more VARCHAR(5)")
@@ -237,6 +240,7 @@ def test_a_schema_that_was_changed_behind_our_back_is_told_on_either_side(cluste
         assert node.command("install").returncode == 0
     code, document = run(cluster.primary, "sync")
     assert (code, [one["result"] for one in document["nodes"]]) == (0, ["done", "done"])
+    wait_for(lambda: st3.status()["state"] == "in_sync", "it is as the others are")
 
 
 @mostly("sqlite")

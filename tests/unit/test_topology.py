@@ -165,11 +165,9 @@ def test_addresses_are_read_as_rabbitmq_means_them() -> None:
     "url",
     [
         "amqp://u:hidden@h/a/b",
-        "http://u:hidden@h",
         "amqp://u:hidden@h:port/",
         "amqp://u:hidden@h/v?heartbeat=0",
         "amqp://u:hidden@/v",
-        "hidden",
         "amqp://h",
         "amqps://h",
     ],
