@@ -60,7 +60,7 @@ class Database:
         return None
 
     def _translate(self, exc: BaseException, *, connecting: bool) -> StsyncError:
-        message = str(exc.args[-1] if exc.args else exc).strip().replace("\n", " ")
+        message = " ".join(str(exc.args[-1] if exc.args else exc).split())
         if connecting and self.dialect.refused(exc):
             return Misconfigured(f"database {self.address}: {message}; check user, password and name in database.url")
         if connecting and "file is not a database" in message:

@@ -25,12 +25,14 @@ from typing import Annotated, Final
 import msgspec
 
 from common.bounds import NO_NUL, Hash, Natural, Sentence
-from common.changes import MAX_NAME
+from common.changes import MAX_NAME, printable
 from common.errors import MessageRefused
 
 ID_BYTES: Final = 16
 ROWS_A_BUCKET: Final = 32  # a differing row costs the digests of so many, and a bucket's digest stands for so many
 MOST_BUCKETS: Final = 1 << 20
+KEYS_TOLD: Final = 20  # of rows that are missing, too many or different, a table
+_KEY_CHARACTERS: Final = 200
 DIGESTS: Final = 2  # how digests are made and rows told apart; to be raised with any change of it
 TableName = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=NO_NUL)]
 Definition = Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)]
@@ -245,6 +247,11 @@ Said = Begin | Manifest | Buckets | Rows | Chunk | End | Cancel | Alive
 Answer = Ready | Differ | Want | Lack | Progress | Done
 _said: Final[msgspec.msgpack.Decoder[Said]] = msgspec.msgpack.Decoder(Said)
 _answer: Final[msgspec.msgpack.Decoder[Answer]] = msgspec.msgpack.Decoder(Answer)
+
+
+def shown_key(text: str) -> str:
+    """A row's key, from its JSON text, as it is told."""
+    return printable(text[:_KEY_CHARACTERS])
 
 
 def new_id() -> bytes:

@@ -2,16 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import zstandard
 
-from common.changes import SEPARATOR, Frame, Key, Kind, keys_of, printable
+from common.changes import SEPARATOR, Frame, Key, Kind, keys_of
 from common.digests import Bucket
-from common.session import Rows, TableCompared, TableShape
-
-KEYS_TOLD: Final = 20  # of each sort, a table
-_KEY_CHARACTERS: Final = 200
+from common.session import KEYS_TOLD, Rows, TableCompared, TableShape, shown_key
 
 
 def differing(own: Mapping[int, Bucket], first: int, width: int, digests: bytes) -> list[int]:
@@ -124,7 +120,7 @@ class Tally:
         for text in texts:
             if len(told) >= KEYS_TOLD:
                 return
-            told.append(printable(text[:_KEY_CHARACTERS]))
+            told.append(shown_key(text))
 
     def compared(self, table: str) -> TableCompared:
         """As it is reported."""

@@ -8,9 +8,11 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 
+from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
 from common import sessions
@@ -20,6 +22,7 @@ from common.digests import Bucket, whole
 from common.errors import NotApplicable, StsyncError
 from common.schema import Listed, parents_first
 from common.session import (
+    KEYS_TOLD,
     Answer,
     Begin,
     Buckets,
@@ -35,6 +38,7 @@ from common.session import (
     TableShape,
     buckets_for,
     places_in,
+    shown_key,
 )
 from common.sessions import Request
 from publisher.members import Member, active
@@ -179,7 +183,27 @@ class Leader:
         self._outlet.say(End())
         self._go(Phase.INSTALLING)
         self._until(lambda _member: False)
+        if self._mode is not Mode.SYNC:
+            self._name_missing(snapshot)
         self._go(Phase.RESUMED)
+
+    def _name_missing(self, snapshot: Connection) -> None:
+        """Some keys of the tables that are empty on a node: it was told none, for it lacks them all."""
+        first: dict[str, tuple[str, ...]] = {}
+        for member in self.members.values():
+            done = member.done
+            if done is None:
+                continue
+            unnamed = [one for one in done.tables if one.missing and not one.missing_keys and one.table in self._listed]
+            for one in unnamed:
+                first[one.table] = first.get(one.table) or self._first_keys(snapshot, one.table)
+            named = tuple(replace(one, missing_keys=first[one.table]) if one in unnamed else one for one in done.tables)
+            member.done = replace(done, tables=named)
+
+    def _first_keys(self, snapshot: Connection, name: str) -> tuple[str, ...]:
+        table = self._listed[name]
+        with closing(self._database.dialect.rows(snapshot, table, [column.name for column in table.key], 1)) as rows:
+            return tuple(shown_key(key) for _, key in islice(rows, KEYS_TOLD))
 
     def wait(self) -> None:
         """Listen to the members, for a moment where they say nothing."""

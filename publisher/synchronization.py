@@ -38,6 +38,7 @@ _WOKEN_IDLE_S = 1.0  # where requests wake who serves them
 _PULSE_S = 1.0
 _HEAL_S = 1.0
 _DROPPED_S = 4.0
+_LEAST_SILENT_S = 3.0
 _SAVE_S = 0.2
 _ATTEMPTS = 4
 _ATTEMPT_PAUSE_S = 0.5
@@ -377,7 +378,7 @@ class _Keeper:
     def _leave_out_gone(self, now: float) -> None:
         """Those who fell silent during the session."""
         # With a third of its time gone there is enough left for those who answer.
-        limit_s = min(self._settings.sessions.silent_s, self._request.timeout_s / 3)
+        limit_s = min(self._settings.sessions.silent_s, max(_LEAST_SILENT_S, self._request.timeout_s / 3))
         for member in active(self.members.values()):
             quiet_s = now - max(member.at, member.began)
             if member.ready is not None and quiet_s > _DROPPED_S and self._goes_on(member.name, quiet_s):

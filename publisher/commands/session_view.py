@@ -26,7 +26,12 @@ def watching() -> Iterator[Show]:
         with _bars(console) as progress:
             yield _Bars(progress).show
     else:
-        yield _Lines().show
+        yield lines()
+
+
+def lines() -> Show:
+    """Shows how it goes on in plain lines on stderr."""
+    return _Lines().show
 
 
 def _bars(console: Console) -> Progress:

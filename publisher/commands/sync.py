@@ -192,10 +192,26 @@ def _read(reading: Connection, number: int) -> Request:
 
 def _watching(*, quiet: bool) -> AbstractContextManager[Callable[[Request], None]]:
     if quiet:
-        return nullcontext(lambda _request: None)
+        return nullcontext(_late())
     from publisher.commands import session_view  # noqa: PLC0415 (loads for long; a script has no use for it)
 
     return session_view.watching()
+
+
+def _late() -> Callable[[Request], None]:
+    """Plain lines, for whoever reads a script's log; none of what is over at once."""
+    began, lines = time.monotonic(), None
+
+    def show(request: Request) -> None:
+        nonlocal lines
+        if lines is None and time.monotonic() - began > _BEGIN_S:
+            from publisher.commands import session_view  # noqa: PLC0415 (as above)
+
+            lines = session_view.lines()
+        if lines is not None:
+            lines(request)
+
+    return show
 
 
 def _show(done: Request, document: dict[str, Any]) -> None:

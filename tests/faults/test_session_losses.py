@@ -125,6 +125,7 @@ def test_a_session_that_takes_too_long_ends_and_says_so(spoiled: Cluster, vhost_
     command.join()
     assert command.done is not None
     assert command.done.returncode == 1
+    assert "st2: pausing" in command.done.stderr, "how far it is, for whoever reads a script's log"
     document = json.loads(command.done.stdout)
     assert document["phase"] == "failed"
     assert "longer than 2 s" in document["reason"]
