@@ -74,15 +74,16 @@ def drift(name: str, history: Sequence[Request]) -> list[dict[str, Any]]:
     return []
 
 
-def alarm(name: str, history: Sequence[Request], now_ms: int) -> str | None:
-    """That a node asks for a full synchronization again and again, for a person; None where it does not."""
+def alarm(name: str, history: Sequence[Request], now_ms: int, *, needs: bool) -> str | None:
+    """That a node asks for a full synchronization again and again, for a person; None where it does not. `needs`: it does now."""
     count = failures(name, history, now_ms)
     if count < ALARM:
         return None
     last = next(one for one in history if one.nodes == (name,))
     found = _node(last, name) or {}
     why = found.get("reason") or last.reason
-    return f"{name} has had {count} full synchronizations of its own within the hour and still needs one" + (
+    still = " and still needs one" if needs else ""
+    return f"{name} has had {count} full synchronizations of its own within the hour{still}" + (
         f"; the last ended with: {why}" if why else ""
     )
 

@@ -19,10 +19,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.errors import Misconfigured
+from common.overrides import CONFIG_VARIABLE, PREFIX, origin, overrides, unread
 
 DEFAULT_PATH = Path("/etc/stsync/stsync.toml")
-PREFIX = "STSYNC_"
-CONFIG_VARIABLE = "STSYNC_CONFIG"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Patience = Annotated[float, Field(gt=0, le=3600)]  # for one connection, in seconds
@@ -119,7 +118,7 @@ class BrokerSettings(_Section):
     @classmethod
     def _addresses(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for number, url in enumerate(urls):
-            if not url.get_secret_value().startswith(("amqp://", "amqps://")):
+            if not url.get_secret_value().strip().lower().startswith(("amqp://", "amqps://")):
                 raise ValueError(f"the address at place {number} does not begin with amqp:// or amqps://")
         return urls
 
@@ -189,7 +188,7 @@ class SessionSettings(_Section):
     rejoin: bool = True
     rejoin_pause_s: Positive = 15.0
     rejoin_longest_pause_s: Positive = 1800.0
-    verify_every_s: Positive = 3600.0
+    verify_every_s: Annotated[float, Field(gt=0)] = 3600.0  # inf: never by itself
     verify_at_once: bool = True
     repair_drift: bool = False
 
@@ -273,8 +272,10 @@ def load_settings(option: Path | None) -> Settings:
     except ValidationError as exc:
         raise Misconfigured("; ".join(_explain(path, error) for error in exc.errors())) from exc
     except ValueError as exc:  # an environment override that is not JSON where a section is due
-        raise Misconfigured(f"environment {_unread()}: the value cannot be read; sections are given as JSON") from exc
-    if unknown := _unknown():
+        named = ", ".join(unread()) or f"{PREFIX}*"
+        raise Misconfigured(f"environment {named}: the value cannot be read; sections are given as JSON") from exc
+    sections = [(name, name.upper().removeprefix(PREFIX).split("__")[0].lower()) for name in overrides()]
+    if unknown := [name for name, section in sections if section not in Settings.model_fields]:
         raise Misconfigured(f"environment {', '.join(unknown)}: unknown key")
     base = path.parent.resolve()
     trust = settings.trust.model_copy(
@@ -323,36 +324,10 @@ def _read(path: Path) -> dict[str, Any]:
 def located(text: str) -> str:
     """A sentence about a setting, which begins with its key, with the place where that stands; any other as it is."""
     key, _, rest = text.partition(": ")
-    if not _loaded or " " in key or key.split(".")[0] not in Settings.model_fields:
-        return text
-    return f"{origin(key, _loaded[-1])}: {rest}"
-
-
-def origin(key: str, path: Path) -> str:
-    """Where the value of this key stands, for a person: in the file, or in a variable of the environment."""
-    parts = key.upper().replace("[", ".").split(".")
-    names = {PREFIX + "__".join(parts[:count]) for count in range(1, len(parts) + 1)}
-    found = max((name for name in os.environ if name.upper() in names), key=len, default=None)
-    return f"{path}: {key}" if found is None else f"environment {found}: {key}"
-
-
-def _overrides() -> list[str]:
-    return [name for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
-
-
-def _unknown() -> list[str]:
-    """Overrides of sections that there are not; those of keys are found by the section."""
-    return [
-        name
-        for name in _overrides()
-        if name.upper().removeprefix(PREFIX).split("__")[0].lower() not in Settings.model_fields
-    ]
-
-
-def _unread() -> str:
-    """The overrides that could be what could not be read: of whole sections."""
-    sections = [name for name in _overrides() if "__" not in name or name.upper() == f"{PREFIX}BROKER__TLS"]
-    return ", ".join(sections) or f"{PREFIX}*"
+    section, _, name = key.partition("[")[0].partition(".")
+    kind = Settings.model_fields[section].annotation if section in Settings.model_fields else None
+    known: dict[str, Any] = getattr(kind, "model_fields", {})
+    return f"{origin(key, _loaded[-1])}: {rest}" if _loaded and name.partition(".")[0] in known else text
 
 
 _WORDS = {

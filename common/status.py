@@ -102,11 +102,9 @@ def _primary(
             f"the secondaries have to be compared with this node: {state.doubt}; run `stsync verify`, or `stsync sync`"
         )
     nodes = tuple(_compared(_reported(name, heard.get(name), state, settings, running, trouble), history) for name in others)
-    warnings += [
-        told
-        for one in nodes
-        if one.state is State.NEEDS_FULL_SYNC and (told := session_history.alarm(one.name, history, now))
-    ]
+    for one in nodes:
+        needs = one.state is State.NEEDS_FULL_SYNC
+        warnings += filter(None, [session_history.alarm(one.name, history, now, needs=needs)])
     first, last, size = connection.execute(
         select(func.min(journal.c.sequence), func.max(journal.c.sequence), func.sum(journal.c.size))
     ).one()

@@ -77,7 +77,8 @@ class Applier:
         self._transactions = Transactions(database, lists, settings.replay.statement_bytes, self._move)
         self._sessions = sessions
         self._session_number = self._installed_session = 0
-        self._declined = b""  # the session that this node said it can take no part in
+        self._hindered = b""  # the session that could not begin, the database being away
+        self._declined: str | None = None  # what the primary was told then
         self._proof = Proof()
         self._compared: deque[Compared] = deque()
         self.paused = False
@@ -216,16 +217,23 @@ class Applier:
         if self._sessions is None:
             return False
         pauses = begun.begin.mode is Mode.SYNC
+        if begun.id == self._hindered and self._declined is not None:  # it goes on without this node
+            if pauses:
+                self._proof.doubted(connection, f"{nodestate.LEFT_OUT}: {self._declined}")
+            return False
         try:
             with self._database.guard():
                 state = {"state": State.PAUSED, "reason": _PAUSED} if pauses and not self._needs else {}
                 nodestate.save(connection, session_number=begun.begin.number, **state)
                 connection.commit()
-        except Unavailable as exc:  # the others need not wait for it
-            self._declined = begun.id
-            self._sessions.refuse(begun, sequence, f"it can take no part now: {exc}", again=False)
+        except Unavailable as exc:
+            again = begun.id == self._hindered  # on another connection by now: the others need not wait for it
+            self._hindered, self._declined = begun.id, f"it could take no part: {exc}" if again else None
+            if self._declined is not None:
+                self._sessions.refuse(begun, sequence, self._declined, again=False)
             raise
         self._session_number = begun.begin.number
+        self._hindered, self._declined = b"", None
         if pauses:
             self.paused = True
             self._sessions.begin(begun)
@@ -305,8 +313,6 @@ class Applier:
         if self._settings.node.name not in said.nodes:
             return None
         begun = Begun(message.header.previous, message.header.epoch, said)
-        if begun.id == self._declined:
-            return None
         if said.number > self._session_number:
             return begun
         if self._sessions is not None and not self._sessions.knows(begun):

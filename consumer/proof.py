@@ -52,8 +52,9 @@ class Proof:
             self.load(state)  # `install` may have run, and may be what puts it in doubt
         newer = self._newer(connection)
         if newer is not None:
-            self.proven, self.doubt, self._edits = False, _EDITED, newer
-            nodestate.save(connection, proven_ms=None, doubt=_EDITED, edits=newer)
+            self.proven, self._edits = False, newer
+            self.doubt = self.doubt if nodestate.unlike(self.doubt) else _EDITED  # what is known counts more
+            nodestate.save(connection, proven_ms=None, doubt=self.doubt, edits=newer)
 
     def doubted(self, connection: Connection, reason: str) -> None:
         """It has to be compared anew; commits."""

@@ -16,7 +16,7 @@ from common.catalog import listed_tables
 from common.changes import GENESIS
 from common.database import Database
 from common.dialects.base import Dialect, run
-from common.nodestate import Role, State, mark_installed, refuse_anothers
+from common.nodestate import Role, State, mark_installed, refuse_anothers, unlike
 from common.schema import ListedTable
 from common.settings import Settings
 
@@ -190,11 +190,12 @@ def _outside_transaction(connection: Connection, statements: Iterable[str]) -> N
 
 
 def _register_node(connection: Connection, settings: Settings, what: Plan) -> None:
-    layout = connection.execute(select(node.c.version)).scalar()
-    if layout is not None:
-        doubt = _doubt(layout, what)
+    row = connection.execute(select(node.c.version, node.c.doubt)).first()
+    if row is not None:
+        doubt = _doubt(row.version, what)
         if doubt is not None:
-            connection.execute(node.update().values(version=LAYOUT, proven_ms=None, doubt=doubt))
+            known = row.doubt if unlike(row.doubt) else doubt
+            connection.execute(node.update().values(version=LAYOUT, proven_ms=None, doubt=known))
         return
     first = settings.cluster.names[0]
     connection.execute(

@@ -51,7 +51,6 @@ _PIECE = 1 << 20
 _BEGIN_AGAIN_S = 5.0
 _LISTEN_S = 0.05
 _PARTING_S = 10.0
-_HEARD_S = 3.0  # who has not spoken for so long is not waited for
 _CANCEL_AGAIN_S = 1.0
 
 
@@ -248,12 +247,10 @@ class Leader:
         """Tell those that still take part, and give them a moment to say how it ended there."""
         self.phase = Phase.FAILED
         until, said = time.monotonic() + _PARTING_S, 0.0
-        while (some := active(self.members.values())) and (now := time.monotonic()) < until:
+        while active(self.members.values()) and (now := time.monotonic()) < until:
             if now - said > _CANCEL_AGAIN_S:
                 said = now
                 self._outlet.cancel(reason)
-            if not any(now - max(one.at, one.began) < _HEARD_S for one in some):
-                break
             with suppress(queue.Empty):
                 self._take(self._heard.get(timeout=_LISTEN_S))
         for member in active(self.members.values()):

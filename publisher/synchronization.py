@@ -38,7 +38,6 @@ _WOKEN_IDLE_S = 1.0  # where requests wake who serves them
 _PULSE_S = 1.0
 _HEAL_S = 1.0
 _DROPPED_S = 4.0
-_LEAST_SILENT_S = 3.0
 _SAVE_S = 0.2
 _ATTEMPTS = 4
 _ATTEMPT_PAUSE_S = 0.5
@@ -321,7 +320,7 @@ class _Keeper:
         self._request = request
         self._stop = stop
         self._began = time.monotonic()
-        self._saved_at = 0.0
+        self._saved_at = self._waited = 0.0
         self._saved: tuple[Phase, dict[str, Any]] | None = None
         self.members: dict[str, Member] = {}
         self.position: Position | None = None
@@ -362,6 +361,7 @@ class _Keeper:
     def pause(self, seconds: float) -> None:
         """Wait for a while; raises as `tick` does."""
         self._stop.wait(seconds)
+        self._waited = time.monotonic()  # nobody has been asked yet
         self.tick(Phase.PAUSING)
 
     def leave_out_silent(self) -> None:
@@ -378,9 +378,10 @@ class _Keeper:
     def _leave_out_gone(self, now: float) -> None:
         """Those who fell silent during the session."""
         # With a third of its time gone there is enough left for those who answer.
-        limit_s = min(self._settings.sessions.silent_s, max(_LEAST_SILENT_S, self._request.timeout_s / 3))
+        least_s = self._settings.intervals.offline_after_s
+        limit_s = min(self._settings.sessions.silent_s, max(least_s, self._request.timeout_s / 3))
         for member in active(self.members.values()):
-            quiet_s = now - max(member.at, member.began)
+            quiet_s = now - max(member.at, member.began, self._waited)
             if member.ready is not None and quiet_s > _DROPPED_S and self._goes_on(member.name, quiet_s):
                 member.end(Done(Result.FAILED, "its service was started again meanwhile, or has given the session up"))
             if quiet_s <= limit_s:

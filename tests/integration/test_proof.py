@@ -141,3 +141,20 @@ def test_what_install_put_in_doubt_is_seen_by_a_service_that_runs(node: Node, co
     assert saved(node)[:2] == (False, True)
     found.look(connection)
     assert (found.proven, found.doubt) == (False, "another schema")
+
+
+@pytest.mark.parametrize("known", [nodestate.DIFFERS, nodestate.UNMENDED, f"{nodestate.LEFT_OUT}: its schema differs"])
+def test_what_is_known_is_not_forgotten_for_what_is_only_in_doubt(node: Node, connection: Connection, known: str) -> None:
+    """Another change on a node that differs does not make it more alike, nor does `install`."""
+    node.execute("UPDATE stsync_node SET equal_once = 1, proven_ms = 1")
+    found = proof_of(node, connection)
+    found.doubted(connection, known)
+    node.execute("INSERT INTO item VALUES (1)")
+    found.look(connection)
+    connection.commit()
+    assert (found.proven, found.doubt) == (False, known)
+    node.execute("ALTER TABLE item ADD COLUMN more INTEGER")
+    assert node.command("install").returncode == 0
+    assert node.rows("SELECT proven_ms, doubt FROM stsync_node") == [(None, known)]
+    found.compared(connection, Compared(True, edits(node), installed_ms(node)))
+    assert (found.proven, found.doubt) == (True, None)

@@ -110,6 +110,7 @@ def test_a_signal_sets_stop_whatever_the_main_thread_holds() -> None:
         assert stop.is_set()
         assert stop.wait(60)
     finally:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
 
@@ -123,6 +124,7 @@ def test_a_signal_ends_a_process_that_is_still_starting() -> None:
             signal.raise_signal(signal.SIGTERM)
         assert ended.value.code == 0
     finally:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
 

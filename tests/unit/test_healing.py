@@ -112,13 +112,13 @@ def test_pauses_double_and_the_third_is_an_alarm() -> None:
     tried = [past(Mode.SYNC, "failed", ago_s=12 + i, nodes=("st2",), cause=sessions.REJOIN) for i in range(3)]
     assert ask(NEEDS, *tried[:1]) is not None  # 10 s
     assert ask(NEEDS, *tried[:2]) is None  # 20 s
-    assert session_history.alarm("st2", tried[:2], NOW) is None
-    told = session_history.alarm("st2", tried, NOW)
+    assert session_history.alarm("st2", tried[:2], NOW, needs=True) is None
+    told = session_history.alarm("st2", tried, NOW, needs=True)
     assert told is not None
     assert "because" in told
     long_ago = [past(Mode.SYNC, "failed", ago_s=7000, nodes=("st2",), cause=sessions.REJOIN)] * 5
     assert ask(NEEDS, *long_ago) is not None
-    assert session_history.alarm("st2", long_ago, NOW) is None
+    assert session_history.alarm("st2", long_ago, NOW, needs=True) is None
 
 
 def test_a_verification_comes_when_it_is_time_and_drift_is_repaired_where_that_is_wanted() -> None:

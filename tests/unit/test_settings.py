@@ -78,6 +78,8 @@ def test_a_time_is_a_number_that_clocks_can_tell(config: Path, key: str, value: 
         ("STSYNC_NODE", "x", "environment STSYNC_NODE: "),
         ("STSYNC_NODE__NAM", "x", "environment STSYNC_NODE__NAM: node.nam: unknown key"),
         ("STSYNC_DATABSE__URL", "sqlite:////x", "environment STSYNC_DATABSE__URL: unknown key"),
+        ("STSYNC_DATABASE__URL__X", "y", "environment STSYNC_DATABASE__URL__X: database.url: "),
+        ("STSYNC_CLUSTER__NODES", "[{", "environment STSYNC_CLUSTER__NODES: the value cannot be read"),
     ],
 )
 def test_what_the_environment_says_is_not_laid_to_the_file(
@@ -87,11 +89,24 @@ def test_what_the_environment_says_is_not_laid_to_the_file(
     assert refused(config).startswith(told)
 
 
+def test_what_a_variable_does_not_say_is_not_laid_to_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STSYNC_DATABASE", '{"url": "sqlite:////x.db"}')
+    monkeypatch.setenv("STSYNC_NOTHING", "")
+    text = config.read_text()
+    config.write_text(text.replace("[database]", "[database]\nconnect_timeout_s = -1"))
+    assert refused(config).startswith(f"{config}: database.connect_timeout_s: ")
+    config.write_text(text)
+    assert load_settings(config).database.url.get_secret_value() == "sqlite:////x.db"
+    monkeypatch.setenv("STSYNC_TRUST", "{")
+    assert refused(config).startswith("environment STSYNC_TRUST: ")
+
+
 def test_an_error_that_is_found_later_names_the_place_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_settings(config)
     assert located("database.url: is wrong") == f"{config}: database.url: is wrong"
     monkeypatch.setenv("STSYNC_BROKER__URLS", "amqp://x")
     assert located("broker.urls[0]: is wrong") == "environment STSYNC_BROKER__URLS: broker.urls[0]: is wrong"
+    assert located("node.toml: is away") == "node.toml: is away"
     assert located("database 127.0.0.1/x: is away") == "database 127.0.0.1/x: is away"
 
 
