@@ -31,7 +31,8 @@ def obstacle(facts: Facts, settings: ReadinessSettings) -> str | None:
 
 def _of_state(facts: Facts) -> str | None:
     if facts.state not in (State.IN_SYNC, State.CATCHING_UP):
-        remedy = f"; {_SYNC}" if facts.state is State.NEEDS_FULL_SYNC else ""
+        told = "`stsync sync`" in (facts.reason or "")
+        remedy = f"; {_SYNC}" if facts.state is State.NEEDS_FULL_SYNC and not told else ""
         return f"this node is {facts.state}: {facts.reason}{remedy}"
     if facts.quarantined:
         return f"{facts.quarantined} changes could not be applied here; see `stsync quarantine list`"

@@ -72,6 +72,7 @@ def test_no_and_why(node: Node, statement: str, reason: str) -> None:
     code, words = told(node)
     assert code == 1
     assert reason in words
+    assert words.count("`stsync sync`") <= 1
 
 
 def test_a_full_synchronization_of_before_the_start_does_not_do_where_the_rule_is_strict(node: Node) -> None:
