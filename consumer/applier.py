@@ -104,6 +104,7 @@ class Applier:
         self._published = 0
         self._again: list[int] = []
         self._freshness = Freshness(settings.trust.clock_tolerance_s)
+        self._loaded = False
         self._offset_ms = 0.0
         self._opened: tuple[Verified, bytes] | None = None
 
@@ -127,7 +128,9 @@ class Applier:
         self._proof.load(state)
         self._refused = nodestate.refused(connection)
         known = nodestate.offsets(connection)
-        self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
+        if not self._loaded:  # what was learned since is newer
+            self._freshness = Freshness(self._settings.trust.clock_tolerance_s, known)
+            self._loaded = True
         self._offset_ms = known.get(self._primary, 0.0)
         self._transactions.count_quarantined(connection)
         self._lists.follow(state.installed_ms)

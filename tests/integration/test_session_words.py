@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from common import nodestate
 from common.broker import Delivery
 from common.changes import GENESIS
 from common.errors import Unavailable
@@ -335,6 +336,14 @@ def test_a_session_that_failed_leaves_what_it_found(log: Log, begins: Begins) ->
     log.applier.resume(log.connection, Over(installed=False, differs=True))
     assert log.state()[0] == "catching_up"
     assert "differs from the primary" in log.state()[1]
+
+
+def test_what_is_known_of_the_primary_s_clock_outlasts_a_session(log: Log, begins: Begins) -> None:
+    """Else what comes next is applied without a word of how late it was."""
+    log.arrive(begins())
+    assert log.applier._freshness.late_ms("st1", nodestate.now_ms()) is not None
+    log.applier.resume(log.connection, Over(installed=False))
+    assert log.applier._freshness.late_ms("st1", nodestate.now_ms()) is not None
 
 
 def test_who_could_take_no_part_says_so_until_it_was_made_equal(log: Log, begins: Begins) -> None:
