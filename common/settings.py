@@ -23,16 +23,18 @@ from common.overrides import CONFIG_VARIABLE, PREFIX, origin, overrides, unread
 
 DEFAULT_PATH = Path("/etc/stsync/stsync.toml")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+_loaded: list[Path] = []  # what was read, for errors that are found later
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Patience = Annotated[float, Field(gt=0, le=3600)]  # for one connection, in seconds
 
 
 def _listed(value: Any) -> Any:
     """A list in the environment: as JSON, or its only item as it is."""
-    return value if not isinstance(value, str) else json.loads(value) if value.lstrip().startswith("[") else [value]
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else [value]
 
 
-_loaded: list[Path] = []  # what was read, for errors that are found later
 Listed = (NoDecode, BeforeValidator(_listed), Field(min_length=1))
 
 

@@ -102,9 +102,8 @@ def _primary(
             f"the secondaries have to be compared with this node: {state.doubt}; run `stsync verify`, or `stsync sync`"
         )
     nodes = tuple(_compared(_reported(name, heard.get(name), state, settings, running, trouble), history) for name in others)
-    for one in nodes:
-        needs = one.state is State.NEEDS_FULL_SYNC
-        warnings += filter(None, [session_history.alarm(one.name, history, now, needs=needs)])
+    alarms = [session_history.alarm(one.name, history, now, needs=one.state is State.NEEDS_FULL_SYNC) for one in nodes]
+    warnings += filter(None, alarms)
     first, last, size = connection.execute(
         select(func.min(journal.c.sequence), func.max(journal.c.sequence), func.sum(journal.c.size))
     ).one()

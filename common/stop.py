@@ -59,9 +59,8 @@ class Stop(_Piped):
 
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, handler)
-        signal.set_wakeup_fd(
-            self._write, warn_on_full_buffer=False
-        )  # the handler waits for the main thread, which waits here
+        # The handler waits for the main thread, and that waits for the pipe.
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
     def working(self) -> None:
         """Units of work are under way from now on, which are to be finished."""
